@@ -1,0 +1,920 @@
+"""Behaviour that a user would miss. `pytest` takes two to three minutes on two cores; everything runs on the CPU, on scikit-learn's digits."""
+import csv
+import os
+import pickle
+import re
+import signal
+import subprocess
+import sys
+import time
+from argparse import Namespace
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from filelock import FileLock
+from PIL import Image
+
+import common
+import data as data_module
+import exp_bn_init
+import exp_bn_only
+import exp_depth_width
+import exp_mlp_lenet
+import exp_random_params
+import models
+import plots
+import records
+
+HERE = Path(__file__).parent
+SMALL = "--dataset digits --depth 8 --subset 150 --epochs 3 --batch-size 50 --precision fp32 --device cpu".split()
+
+
+@pytest.fixture(autouse=True)
+def folder(tmp_path, monkeypatch):
+    """Every test has a folder of its own as the current one, and as the place of the user's cache."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    return tmp_path
+
+
+def run(*words) -> int:
+    return exp_bn_only.main([*SMALL, "--quiet", *map(str, words)])
+
+
+def start(*words, **options) -> subprocess.Popen:
+    return subprocess.Popen([sys.executable, HERE / "exp_bn_only.py", *SMALL, *map(str, words)], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, **options)
+
+
+def the_csv(results="results") -> Path:
+    found = list(Path(results).glob("*/*.csv"))
+    assert len(found) == 1, found
+    return found[0]
+
+
+def rows(path: Path) -> list[dict]:
+    """Without what may differ between two runs of one command."""
+    with open(path, newline="") as stream:
+        return [{key: value for key, value in row.items() if key != "seconds"} for row in csv.DictReader(stream)]
+
+
+def arguments(*words) -> Namespace:
+    args = common.parser("").parse_args([*SMALL, *map(str, words)])
+    args.experiment = "test"
+    common.resolve(args)
+    return args
+
+
+def files() -> dict[str, bytes]:
+    return {str(path): path.read_bytes() for path in Path().rglob("*") if path.is_file()}
+
+
+# ------------------------------------------------------------------------------------------------------------- networks
+
+BATCHNORM = {14: 1120, 32: 2464, 56: 4256, 110: 8288, 218: 16352, 434: 32480, 866: 64736}
+TOTAL = {14: "175K", 32: "467K", 56: "856K", 110: "1.73M", 218: "3.48M", 434: "6.98M", 866: "14.0M"}
+WIDE = {2: "696K", 4: "2.78M", 8: "11.1M", 16: "44.3M", 32: "177M"}
+
+
+def counts(depth: int, width: int = 1) -> dict[str, int]:
+    with torch.device("meta"):
+        return {part: sum(p.numel() for p in ps) for part, ps in common.parts(models.ResNet(depth, width, 3, 10)).items()}
+
+
+def agrees(n: int, published: str) -> bool:
+    """Whether `published` is n, rounded or (696,618: "696K") cut off."""
+    unit = {"K": 1e3, "M": 1e6}[published[-1]]
+    return abs(n / unit - float(published[:-1])) < 10.0 ** -len(published[:-1].partition(".")[2])
+
+
+@pytest.mark.parametrize("depth", BATCHNORM)
+def test_parameter_counts_equal_the_papers(depth):
+    found = counts(depth)
+    assert found["gamma"] == found["beta"] == BATCHNORM[depth] // 2
+    assert (found["output"], found["shortcut"]) == (650, 2560)
+    assert agrees(sum(found.values()), TOTAL[depth])
+
+
+@pytest.mark.parametrize("width", WIDE)
+def test_parameter_counts_of_wide_networks(width):
+    found = counts(14, width)
+    assert found["gamma"] + found["beta"] == 1120 * width
+    assert agrees(sum(found.values()), WIDE[width])
+
+
+@pytest.mark.parametrize("size, channels", [(8, 1), (28, 1), (32, 3), (33, 5)])
+def test_any_image_size_and_number_of_channels(size, channels):
+    model = models.ResNet(14, 1, channels, 7)
+    assert model(torch.randn(2, channels, size, size)).shape == (2, 7)
+    assert model.stage3(model.stage2(model.stage1(torch.randn(2, 16, size, size)))).shape[1:] == (64, -(-size // 4), -(-size // 4))
+
+
+# ------------------------------------------------------------------------------------------------------------- freezing
+
+PARTS = ["all", "none", "all-bn", "bn", "gamma", "beta", "output", "shortcut", "conv", "bn+output", "gamma+shortcut", "conv+output+beta"]
+MEANS = {"all": {"gamma", "beta", "output", "shortcut", "conv"}, "none": set(), "all-bn": {"output", "shortcut", "conv"}}
+
+
+@pytest.mark.parametrize("train", PARTS)
+def test_what_is_trained_moves_and_nothing_else_does(train):
+    args = arguments("--train", train, "--epochs", 1)
+    data = common.load_data(args)
+    model = common.build_model(args, data)
+    common.freeze(model, args.train)
+    before = {part: [p.detach().clone() for p in ps] for part, ps in common.parts(model).items()}
+    statistics = [s.clone() for s in common.statistics(model)]
+    args.started, args.quiet = time.monotonic(), True
+    assert common.fit(model, data, args) == 0
+    expected = MEANS.get(train) or set(train.replace("bn", "gamma+beta").split("+")) - {"none"}
+    for part, ps in common.parts(model).items():
+        for old, new in zip(before[part], ps):
+            assert torch.equal(old, new) == (part not in expected), part
+    assert not any(torch.equal(old, new) for old, new in zip(statistics, common.statistics(model)))
+
+
+def test_one_choice_has_one_spelling():
+    have = MEANS["all"]
+    for spellings in (["bn", "gamma+beta", "beta+gamma"], ["bn+output", "output+bn", "beta+output+gamma"], ["all-bn", "conv+shortcut+output"], ["all", "bn+conv+shortcut+output"]):
+        assert {common.parse_train(spelling, have)[0] for spelling in spellings} == {spellings[0]}
+
+
+def test_one_seed_gives_one_start_whatever_is_trained():
+    models = {}
+    for train in ("bn", "output", "all"):
+        args = arguments("--train", train, "--seed", 3)
+        models[train] = common.build_model(args, common.load_data(args))
+        common.freeze(models[train], args.train)
+    other = common.build_model(args := arguments("--seed", 4), common.load_data(args))
+    for name, p in models["bn"].named_parameters():
+        assert torch.equal(p, models["output"].get_parameter(name)) and torch.equal(p, models["all"].get_parameter(name))
+        assert name.endswith("bias") or not torch.equal(p, other.get_parameter(name))
+
+
+def test_initialisations():
+    def model(*words):
+        args = arguments("--depth", 14, "--width", 4, *words)
+        return common.build_model(args, common.load_data(args))
+    default = model()
+    conv = default.stage3[1].conv1.weight
+    assert conv.std().item() == pytest.approx((2 / conv[0].numel()) ** 0.5, rel=0.02)
+    gamma = torch.cat([bn.weight for bn in common.batchnorms(default).values()])
+    assert 0 <= gamma.min() and gamma.max() <= 1 and gamma.mean().item() == pytest.approx(0.5, abs=0.02)
+    assert not torch.cat([bn.bias for bn in common.batchnorms(default).values()]).any()
+    other = model("--gamma-init", "symmetric", "--beta-init", "constant:0.25", "--weight-init", "binary")
+    assert torch.cat([bn.weight for bn in common.batchnorms(other).values()]).min() < -0.9
+    assert all((bn.bias == 0.25).all() for bn in common.batchnorms(other).values())
+    binary = other.stage3[1].conv1.weight
+    assert torch.equal(binary.sign(), conv.sign()) and len(binary.abs().unique()) == 1
+    uniform = model("--weight-init", "he_uniform").stage3[1].conv1.weight
+    assert uniform.abs().max().item() == pytest.approx((6 / uniform[0].numel()) ** 0.5, rel=0.01)
+    orthogonal = model("--weight-init", "orthogonal").stage3[1].conv1.weight.flatten(1)
+    assert torch.allclose(orthogonal @ orthogonal.T, 2 * torch.eye(len(orthogonal)), atol=1e-4)
+
+
+IMAGENET = {18: 9600, 34: 17024, 50: 53120, 101: 105344, 152: 151424, 200: 176000}
+
+
+@pytest.mark.parametrize("depth", IMAGENET)
+def test_parameter_counts_of_imagenet_networks(depth):
+    with torch.device("meta"):
+        found = models.parts(models.imagenet_resnet(depth, (224, 224, 3), 1000))
+    assert sum(p.numel() for part in ("gamma", "beta") for p in found[part]) == IMAGENET[depth]
+    assert all(p.shape[2:] == (1, 1) for p in found["shortcut"]) and found["output"][0].shape[0] == 1000
+
+
+@pytest.mark.parametrize("words", ["--arch vgg --depth 11 --image-size 16", "--arch imagenet_resnet --depth 18 --image-size 16"])
+def test_other_networks_train(words):
+    assert run("--epochs", 1, "--subset", 20, "--train", "bn+output", *words.split()) == 0
+    assert float(rows(the_csv())[0]["train_loss"]) < 10
+
+
+# ---------------------------------------------------------------------------------------------------- random parameters
+
+@pytest.mark.parametrize("depth", BATCHNORM)
+def test_two_random_entries_per_channel_are_as_many_as_batchnorm_has(depth):
+    model = models.ResNet(depth, 1, 3, 10)
+    model.seed = 0
+    total = models.count_parameters(model)[1]
+    models.freeze(model, "random:2")
+    assert models.count_parameters(model) == (BATCHNORM[depth], total)
+
+
+def test_random_entries_move_and_all_others_stay():
+    args = arguments("--train", "random:3+output", "--epochs", 2, "--weight-decay", 0.01)
+    data = common.load_data(args)
+    model = common.build_model(args, data)
+    start = {name: layer.weight.detach().clone() for name, layer in model.named_modules() if isinstance(layer, torch.nn.Conv2d)}
+    bn = [bn.weight.detach().clone() for bn in models.batchnorms(model).values()]
+    common.freeze(model, args.train)
+    assert all(torch.equal(model.get_submodule(name).weight, weight) for name, weight in start.items())
+    args.started, args.quiet = time.monotonic(), True
+    assert common.fit(model, data, args) == 0
+    for name, weight in start.items():
+        moved = (model.get_submodule(name).weight != weight).flatten(1)
+        assert moved.sum(1).tolist() == [3] * len(weight), name
+    assert all(torch.equal(old, layer.weight) for old, layer in zip(bn, models.batchnorms(model).values()))
+    optimizer, _ = common.recipe(model, args)
+    assert sum(p.numel() for group in optimizer.param_groups for p in group["params"]) == 3 * sum(map(len, start.values())) + 650
+
+
+def test_fewer_random_entries_are_among_more_and_all_is_everything():
+    chosen = {}
+    for k in ("2", "4", "all", "1000"):
+        model = models.ResNet(8, 1, 1, 10)
+        model.seed = 5
+        models.freeze(model, f"random:{k}")
+        chosen[k] = [set(row.tolist()) for m in model.modules() if isinstance(m, models.RandomEntries) for row in m.index]
+    assert all(two < four <= every for two, four, every in zip(chosen["2"], chosen["4"], chosen["all"])) and chosen["all"] == chosen["1000"]
+    assert sum(map(len, chosen["all"])) == sum(m.weight.numel() for m in models.ResNet(8, 1, 1, 10).modules() if isinstance(m, torch.nn.Conv2d))
+
+
+def test_a_step_with_random_entries_costs_little_more_than_one_of_all():
+    seconds = {"random:2": [], "all": []}
+    steps = {}
+    for train in seconds:
+        args = arguments("--train", train, "--depth", 14, "--subset", 600, "--batch-size", 128)
+        data = common.load_data(args)
+        model = common.build_model(args, data)
+        common.freeze(model, train)
+        steps[train] = (model.train(), *next(data.training_batches(0, 1, 128, "none")), common.recipe(model, args)[0], args)
+    for _ in range(15):  # interleaved, so that a noisy machine is noisy for both
+        for train, words in steps.items():
+            began = time.process_time()
+            common.train_step(*words)
+            seconds[train].append(time.process_time() - began)
+    assert np.median(seconds["random:2"]) < 1.15 * np.median(seconds["all"])
+
+
+# ----------------------------------------------------------------------------------------------------------------- data
+
+def tiny_cifar10(root: Path) -> np.ndarray:
+    """CIFAR-10 in its own file format, 20 images a file."""
+    folder, draw = root / "cifar-10-batches-py", np.random.default_rng(0)
+    folder.mkdir(parents=True)
+    pixels = []
+    for name in [*(f"data_batch_{i}" for i in range(1, 6)), "test_batch"]:
+        pixels.append(draw.integers(0, 256, (20, 3072), np.uint8))
+        (folder / name).write_bytes(pickle.dumps({"data": pixels[-1], "labels": [i % 10 for i in range(20)]}))
+    (folder / "batches.meta").write_bytes(pickle.dumps({"label_names": [f"class {i}" for i in range(10)]}))
+    return np.concatenate(pixels[:5]).reshape(-1, 3, 32, 32)
+
+
+def test_cifar10_through_torchvision(monkeypatch):
+    import torchvision.datasets.cifar
+    pixels = tiny_cifar10(Path("data"))
+    monkeypatch.setattr(torchvision.datasets.cifar, "check_integrity", lambda path, md5=None: Path(path).exists())
+    args = arguments("--dataset", "cifar10", "--subset", 80, "--augment", "none")
+    args.subset = None
+    data = common.load_data(args)
+    assert data.size == (32, 32, 3) and data.classes[3] == "class 3" and len(data.labels["test"]) == 20
+    assert np.array_equal(data.images["train"].permute(0, 3, 1, 2).numpy(), pixels)
+    assert run("--dataset", "cifar10", "--subset", 80, "--epochs", 1) == 0
+    assert rows(the_csv())[0]["augment"] == "crop+flip" and rows(the_csv())[0]["dataset"] == "cifar10"
+
+
+def test_mnist_through_torchvision():
+    raw = Path("data/MNIST/raw")
+    raw.mkdir(parents=True)
+    for split, n in (("train", 60), ("t10k", 20)):
+        (raw / f"{split}-images-idx3-ubyte").write_bytes(np.array([2051, n, 28, 28], ">i4").tobytes() + np.arange(n * 784).astype(np.uint8).tobytes())
+        (raw / f"{split}-labels-idx1-ubyte").write_bytes(np.array([2049, n], ">i4").tobytes() + bytes(i % 10 for i in range(n)))
+    data = common.load_data(arguments("--dataset", "mnist", "--subset", 30, "--image-size", 14))
+    assert data.size == (14, 14, 1) and len(data.labels["train"]) == 30 and data.labels["train"].bincount().tolist() == [3] * 10
+
+
+def test_training_batches_hold_every_image_once_and_augment_as_asked():
+    args = arguments("--batch-size", 7)
+    data = common.load_data(args)
+    data.images["train"] = torch.arange(150 * 64).remainder(251).to(torch.uint8).view(150, 8, 8, 1)
+    data.labels["train"] = torch.arange(150)
+    plain = {int(y): x for xs, ys in data.training_batches(0, 1, 7, "none") for x, y in zip(xs, ys)}
+    assert sorted(plain) == list(range(150))
+    assert all(torch.equal(plain[i], data.normalise(data.images["train"][i:i + 1])[0]) for i in plain)
+    assert [ys.tolist() for _, ys in data.training_batches(0, 1, 7, "none")] != [ys.tolist() for _, ys in data.training_batches(0, 2, 7, "none")]
+    padded = data.normalise(torch.nn.functional.pad(data.images["train"], (0, 0, 4, 4, 4, 4)))
+    seen = set()
+    for xs, ys in data.training_batches(0, 1, 7, "crop+flip"):
+        for x, i in zip(xs, ys):
+            views = {(r, c, f): (padded[i, :, r:r + 8, c:c + 8].flip(2) if f else padded[i, :, r:r + 8, c:c + 8]) for r in range(9) for c in range(9) for f in (0, 1)}
+            match = [view for view, pixels in views.items() if torch.equal(pixels, x)]
+            assert match
+            seen.add(match[0])
+    assert {r for r, _, _ in seen} == {c for _, c, _ in seen} == set(range(9)) and {f for _, _, f in seen} == {0, 1}
+
+
+def test_a_last_batch_of_one_joins_the_one_before():
+    assert [len(b) for b in data_module.split_batches(torch.arange(11), 5)] == [5, 6]
+    assert [len(b) for b in data_module.split_batches(torch.arange(12), 5)] == [5, 5, 2]
+    assert [len(b) for b in data_module.split_batches(torch.arange(3), 1)] == [1, 1, 1]
+    assert run("--subset", 101, "--epochs", 1) == 0
+
+
+def test_subset_and_validation_are_stratified_and_the_same_for_every_seed():
+    one, two = (common.load_data(arguments("--subset", 200, "--val-fraction", 0.25, "--seed", seed)) for seed in (0, 1))
+    for split, n in (("train", 150), ("val", 50), ("test", 359)):
+        assert len(one.labels[split]) == n and torch.equal(one.images[split], two.images[split])
+        share = one.labels[split].bincount() / n
+        assert (share - 0.1).abs().max() < 0.03
+    assert len(np.unique(np.concatenate([x.reshape(len(x), -1) for x in one.images.values()]), axis=0)) > 0.99 * 559
+
+
+def image_folder(root="pets", sizes=((12, 12),), test="test") -> Path:
+    draw = np.random.default_rng(0)
+    for split, n in (("train", 6), (test, 2)) if test else (("train", 6),):
+        for name in ("cat", "dog"):
+            (Path(root) / split / name).mkdir(parents=True)
+            for i in range(n):
+                height, width = sizes[i % len(sizes)]
+                Image.fromarray(draw.integers(0, 256, (height, width, 3), np.uint8)).save(Path(root) / split / name / f"{i}.png")
+    return Path(root)
+
+
+FOLDER = ["--dataset", "imagefolder", "--data", "pets"]
+
+
+def test_image_folder_is_decoded_once_and_again_when_it_changes(monkeypatch):
+    root = image_folder()
+    decoded = []
+    monkeypatch.setattr(data_module, "decode", lambda *a, decode=data_module.decode: decoded.append(1) or decode(*a))
+    args = arguments(*FOLDER, "--subset", 10)
+    args.subset = None
+    first, second = common.load_data(args), common.load_data(args)
+    assert len(decoded) == 1 and first.classes == ["cat", "dog"] and first.labels["train"].tolist() == [0] * 6 + [1] * 6
+    assert torch.equal(first.images["train"], second.images["train"])
+    assert np.array_equal(first.images["train"][7], np.asarray(Image.open(root / "train/dog/1.png")))
+    Image.new("RGB", (12, 12), "red").save(root / "train/dog/1.png")
+    assert common.load_data(args).images["train"][7, 0, 0].tolist() == [255, 0, 0] and len(decoded) == 2
+    (root / ".decoded-native.npz").write_bytes(b"damaged")
+    assert common.load_data(args).images["train"][7, 0, 0].tolist() == [255, 0, 0] and len(decoded) == 3
+
+
+def test_image_folder_without_a_test_split_of_differing_sizes_and_read_only(monkeypatch):
+    image_folder(sizes=((12, 12), (20, 16)), test=None)
+    for name in ("cat", "dog"):
+        for i in range(6, 15):
+            Image.new("L", (9, 30), i).save(f"pets/train/{name}/{i}.png")
+
+    def replacing(path, replacing=records.replacing):
+        if path.parent.name == "pets":  # as root no folder is read-only
+            raise PermissionError(13, "Permission denied", str(path))
+        return replacing(path)
+    monkeypatch.setattr(data_module, "replacing", replacing)
+    assert run(*FOLDER, "--image-size", 10, "--subset", 20, "--epochs", 1) == 0
+    assert rows(the_csv())[0]["dataset"] == "pets" and rows(the_csv())[0]["image_size"] == "10x10"
+    assert list(Path("cache").rglob("*.npz")) and not list(Path("pets").glob(".*"))
+
+
+def test_brightness_scales_each_image():
+    args = arguments("--augment", "brightness+crop")
+    assert args.augment == "crop+brightness"
+    data = common.load_data(args)
+    data.images["train"] = torch.full((150, 8, 8, 1), 200, dtype=torch.uint8)
+    data.images["train"][0] = 0
+    pixels = torch.cat([x for x, _ in data.training_batches(0, 1, 50, "brightness")]) * data.mean_std[1] + data.mean_std[0]
+    levels = pixels[:, 0].flatten(1).max(1).values
+    assert torch.allclose(pixels[:, 0].flatten(1).min(1).values, levels, atol=0.01) and len(levels.round().unique()) > 20
+    assert levels[levels > 1].min() > 159 and levels.max() <= 240.01
+
+
+def test_imagenet_is_streamed_and_does_not_depend_on_the_workers():
+    image_folder(sizes=((224, 224), (100, 300)), test="val")
+    words = ["--dataset", "imagenet", "--data", "pets", "--image-size", 64, "--arch", "imagenet_resnet", "--depth", 18, "--subset", 10, "--batch-size", 4, "--epochs", 1]
+    data = common.load_data(args := arguments(*words, "--workers", 2))
+    assert data.size == (64, 64, 3) and sum(len(y) for _, y in data.batches("test")) == 4 and args.warmup_epochs == 5 and args.lr == 0.4
+    one, two = (torch.cat([x for x, _ in common.load_data(arguments(*words, "--workers", n)).training_batches(0, 1, 4, "crop+flip")]) for n in (1, 2))
+    other = torch.cat([x for x, _ in data.training_batches(0, 2, 4, "crop+flip")])
+    assert torch.equal(one, two) and one.shape == (10, 3, 64, 64) and not torch.equal(one, other)
+    assert run(*words) == 0 and rows(the_csv())[0]["dataset"] == "imagenet" and rows(the_csv())[0]["image_size"] == "64x64"
+
+
+# -------------------------------------------------------------------------------------------------------------- recipes
+
+def test_schedules():
+    def rates(*words):
+        args = arguments(*words)
+        return [0.1 * common.rate(args)(epoch) for epoch in range(args.epochs)]  # --lr 0.1, the default but for ImageNet
+    assert rates("--epochs", 160) == pytest.approx([0.1] * 80 + [0.01] * 40 + [0.001] * 40)
+    assert rates("--epochs", 3) == pytest.approx([0.1, 0.1, 0.01]) and rates("--epochs", 1) == [0.1]
+    imagenet = [4 * rate for rate in rates("--dataset", "imagenet", "--epochs", 90)]
+    assert len(imagenet) == 90 and imagenet[5:30] == pytest.approx([0.4] * 25) and imagenet[30] == pytest.approx(0.04) and imagenet[80] == pytest.approx(0.0004)
+    assert imagenet[0] < imagenet[4] < 0.4
+    for schedule, last in (("cosine", 0.0025), ("linear-cosine", 0.0003), ("exponential", 0.0016), ("constant", 0.1)):
+        found = rates("--epochs", 10, "--schedule", schedule)
+        assert found == sorted(found, reverse=True) and found[-1] == pytest.approx(last, rel=0.2), schedule
+    restarts = rates("--epochs", 14, "--schedule", "restarts")
+    assert restarts[0] == restarts[2] == restarts[6] == 0.1 and max(restarts[1], restarts[5], restarts[13]) < 0.06
+    assert rates("--epochs", 4, "--schedule", "constant", "--warmup-epochs", 3) == pytest.approx([0.025, 0.05, 0.075, 0.1])
+
+
+@pytest.mark.parametrize("words", ["--optimizer adam", "--momentum 0", "--schedule cosine --warmup-epochs 1 --train random:2+bn"])
+def test_other_recipes_resume_to_the_same_digits(words):
+    words = ["--epochs", 4, *words.split()]
+    for _ in range(3):
+        assert run(*words, "--time-limit", 1e-9) == 0
+    assert run(*words) == run(*words, "--results", "whole", "--checkpoints", "whole") == 0
+    assert rows(the_csv()) == rows(the_csv("whole"))
+
+
+def test_tensorboard():
+    events = pytest.importorskip("tensorboard.backend.event_processing.event_accumulator")
+    assert run("--tensorboard") == 0
+    found = events.EventAccumulator(str(next(Path("results/bn_only/tensorboard").iterdir()))).Reload()
+    assert [round(e.value, 2) for e in found.Scalars("test_acc")] == [round(float(row["test_acc"]), 2) for row in rows(the_csv())]
+    assert found.Tags()["histograms"] == ["gamma"]
+
+
+# ---------------------------------------------------------------------------------------------------------------- grids
+
+GRID = [*SMALL, "--epochs", "1", "--quiet"]
+
+
+def test_a_grid_makes_each_run_once_and_takes_those_that_are_free(capsys):
+    words = [*GRID, "--depths", "8", "14", "--widths", "1", "--seeds", "0", "1"]
+    assert exp_depth_width.main([*words, "--dry-run"]) == 0 and not files()
+    assert "4 runs: 0 finished, 4 to make" in capsys.readouterr().out
+    args = arguments("--epochs", 1, "--seed", 1)
+    args.experiment = "depth_width"
+    path, _ = records.run_files(args)
+    path.parent.mkdir(parents=True)
+    with FileLock(path.with_name(f".{path.stem}.lock")):
+        assert exp_depth_width.main(words) == 0
+    assert "another process" in capsys.readouterr().err and len(list(Path("results").rglob("*[0-9a-f].csv"))) == 3
+    made = {path: content for path, content in files().items() if not path.endswith(".lock")}
+    assert exp_depth_width.main(words) == 0
+    out = capsys.readouterr().out
+    assert "4 runs: 3 finished, 1 to make" in out and "depth 14" in out and "(2)" in out
+    assert {path: content for path, content in files().items() if path in made} == made
+
+
+def test_a_grid_stops_at_the_time_limit_and_goes_on(capsys):
+    words = [*SMALL, "--quiet", "--epochs", "2", "--width", "1", "--seeds", "0", "1"]
+    assert exp_depth_width.main([*words, "--time-limit", "1e-9"]) == 0 and "stopped at the time limit" in capsys.readouterr().out
+    assert len(rows(the_csv())) == 1
+    assert exp_depth_width.main(words) == 0 and "(2)" in capsys.readouterr().out
+
+
+def test_two_processes_share_a_grid():
+    command = [sys.executable, HERE / "exp_depth_width.py", *GRID, "--depths", "8", "14", "--width", "1", "--seeds", *"012345"]
+    both = [subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) for _ in range(2)]
+    printed = [process.communicate() for process in both]
+    assert [process.returncode for process in both] == [0, 0], printed
+    assert len(list(Path("results").rglob("*[0-9a-f].csv"))) == 12 and not [path for path in files() if path.endswith((".lock", ".new"))]
+
+
+def test_a_failed_run_does_not_stop_a_grid_and_is_named(capsys, monkeypatch):
+    def fit(model, data, args, fit=common.fit, **options):
+        if args.seed == 0 and not args.dry_run:
+            raise OSError(28, "No space left on device")
+        return fit(model, data, args, **options)
+    monkeypatch.setattr(common, "fit", fit)
+    assert exp_depth_width.main([*GRID, "--depth", "8", "--width", "1", "--seeds", "0", "1", "--lr", "0.1"]) == 1
+    printed = capsys.readouterr()
+    assert "failed: resnet8-w1-digits-bn-s0" in printed.err and "No space left" in printed.err and "(1)" in printed.out
+
+
+def test_what_a_grid_would_ignore_is_an_error(capsys):
+    for script, words in ((exp_random_params, "--train output"), (exp_mlp_lenet, "--dataset digits --width 2"), (exp_depth_width, "--match-bn-params --widths 1"),
+                          (exp_mlp_lenet, "--dataset digits --hidden 32,32"), (exp_mlp_lenet, "--dataset digits --hidden 8 --tune 2 --bn before after"),
+                          (exp_bn_init, "davis_frank --val-fraction 0")):
+        assert script.main(["--dataset", "digits", *words.split()] if script is not exp_bn_init else words.split()) == 2, words
+        err = capsys.readouterr().err
+        assert err.startswith("error: ") and err.count("\n") == 1, words
+
+
+def test_matched_depths_are_the_references():
+    assert {width: exp_depth_width.matched_depth(width) for width in (2, 3, 4, 5, 7, 8)} == {2: 26, 3: 44, 4: 56, 5: 74, 7: 104, 8: 116}
+    for width in (3, 5, 7):
+        wide, deep = counts(14, width), counts(exp_depth_width.matched_depth(width))
+        assert wide["gamma"] == deep["gamma"] and wide["beta"] == deep["beta"]
+
+
+def test_random_params_end_to_end(capsys):
+    assert exp_random_params.main([*GRID, "--per-channel", "2", "all", "--also", "output", "--seeds", "0", "1"]) == 0
+    out = capsys.readouterr().out
+    assert "6 runs" in out and out.count("(2)") == 3 and "random:2+output" in out and ("overtakes bn: random" in out or "none of these" in out)
+    assert {row["experiment"] for path in Path("results").rglob("*[0-9a-f].csv") for row in rows(path)} == {"random_params"}
+
+
+def test_davis_frank_end_to_end(capsys):
+    words = ["davis_frank", *(word for word in GRID if word not in ("--depth", "8")), "--network", "cifar_resnet14", "--bn-weight", "0.1", "--c", "100", "--input-norm", "bn", "dataset"]
+    assert exp_bn_init.main([*words, "--seeds", "1", "2", "3"]) == 0
+    out = capsys.readouterr().out
+    assert "9 runs" in out and "2 comparisons" in out and out.count("p = ") == 2
+    assert exp_bn_init.main([*words, "--train", "bn"]) == 2 and "--train has no part" in capsys.readouterr().err
+    assert exp_bn_init.main([*words, "--seeds", "1", "2"]) == 0 and "too few seeds" in capsys.readouterr().out
+    assert {row["seed"] for path in Path("results").rglob("*[0-9a-f].csv") for row in rows(path)} >= {"1869972635"} and exp_bn_init.complex_seed(0) == 4186399962
+
+
+def test_davis_frank_groups_and_start():
+    args = arguments("--depth", 14, "--gamma-init", "constant:0.1")
+    args.own = {"bn_weight": 0.1, "c": 100.0, "input_norm": "bn"}
+    data = common.load_data(args)
+    model = common.build_model(args, data)
+    exp_bn_init.start_linear_layers(model, 1)
+    model = exp_bn_init.normalise_input(model, data, args)
+    optimizer, scheduler = exp_bn_init.recipe(model, args)
+    decay, plain, gamma = optimizer.param_groups
+    assert (decay["weight_decay"], plain["weight_decay"], gamma["weight_decay"]) == (1e-4, 0, 0) and gamma["lr"] == pytest.approx(0.001) and decay["lr"] == plain["lr"] == 0.1
+    assert model[0].weight.item() == pytest.approx(0.058) and not model[0].bias.requires_grad and len(gamma["params"]) == 16 and len(plain["params"]) == 16
+    x, _ = next(data.training_batches(1, 1, 10, "none"))
+    assert 0 <= x.min() and x.max() == 1
+
+
+def test_frankle_end_to_end(capsys):
+    assert exp_bn_init.main(["frankle", *GRID, "--gamma-init", "uniform", "symmetric", "--beta-init", "ones", "--weight-init", "binary", "--seed", "1"]) == 0
+    assert "γ symmetric, β ones, weights binary" in capsys.readouterr().out
+
+
+def test_mlp_and_lenet_end_to_end(capsys):
+    words = [word for word in GRID if word not in ("--depth", "8")]
+    assert exp_mlp_lenet.main([*words, "--hidden", "30", "20", "--bn", "before", "after", "none", "--train", "bn", "random:2", "hidden", "--activation", "tanh"]) == 0
+    out = capsys.readouterr().out
+    assert "8 runs" in out and out.count("100 trained") == 5 and out.count("2,570 trained") == 3  # without BatchNorm, no bn
+    assert exp_mlp_lenet.main([*words, "--arch", "lenet5", "--image-size", "28", "--bn", "none", "--train", "all"]) == 0 and "61,706 trained" in capsys.readouterr().out
+    assert exp_mlp_lenet.main([*words, "--arch", "lenet5"]) == 2 and "--image-size 28" in capsys.readouterr().err
+    assert exp_mlp_lenet.main([*words, "--bn", "none", "--train", "bn"]) == 2 and "hidden" in capsys.readouterr().err
+
+
+TABLE = ["--dataset", "csv", "--data", "flowers.csv", "--quiet", "--epochs", "30", "--hidden", "16", "--train", "all", "--batch-size", "16", "--precision", "fp32"]
+
+
+def test_tables(capsys):
+    assert exp_mlp_lenet.main(["--dataset", "wine", *TABLE[4:]]) == 0
+    draw = np.random.default_rng(0)
+    table = pd.DataFrame({"a": draw.normal(size=90), "species": np.repeat(["x", "y", "z"], 30), "b": np.repeat([0.0, 5.0, 10.0], 30)})
+    table.to_csv("flowers.csv", index=False)
+    assert exp_mlp_lenet.main([*TABLE, "--target", "species"]) == 0
+    last = rows(next(Path("results/mlp_lenet").glob("mlp*flowers*.csv")))[-1]
+    assert float(last["test_acc"]) == 100 and last["dataset"] == "flowers" and last["classes"] == "3"
+    for change, says in ((lambda t: t.assign(c="red"), "text in c"), (lambda t: t.assign(a=t.a.where(t.a > 0)), "missing values in a")):
+        change(table)[[*change(table).columns.drop("species"), "species"]].to_csv("bad.csv", index=False)
+        capsys.readouterr()
+        assert exp_mlp_lenet.main([*TABLE[:3], "bad.csv", *TABLE[4:]]) == 2
+        err = capsys.readouterr().err
+        assert err.count("\n") == 1 and says in err
+    assert exp_mlp_lenet.main([*TABLE, "--target", "nothing"]) == 2 and "columns a" in capsys.readouterr().err
+    assert exp_mlp_lenet.main(["--dataset", "csv"]) == 2 and "--data FILE" in capsys.readouterr().err
+    assert exp_mlp_lenet.main([*TABLE[:3], "gone.csv", *TABLE[4:]]) == 2 and "gone.csv" in capsys.readouterr().err
+
+
+def test_tuning_goes_on_and_ends_with_a_command(capsys):
+    pytest.importorskip("optuna")
+    words = ["--dataset", "digits", "--subset", "200", "--epochs", "1", "--hidden", "16", "--quiet", "--precision", "fp32"]
+    assert exp_mlp_lenet.main([*words, "--tune", "2"]) == 0 and "best of 2 trials" in capsys.readouterr().out
+    assert exp_mlp_lenet.main([*words, "--tune", "3", "--time-limit", "1e-9", "--epochs", "2"]) == 1 and "no trial" in capsys.readouterr().err
+    assert exp_mlp_lenet.main([*words, "--tune", "3", "--dry-run"]) == 2
+    assert exp_mlp_lenet.main([*words, "--tune", "3"]) == 0
+    out = capsys.readouterr().out
+    assert "best of 3 trials" in out and "on the validation split" in out
+    command = re.search(r"python exp_mlp_lenet.py (.*)", out)[1]
+    assert exp_mlp_lenet.main([*command.split(), "--quiet", "--subset", "200"]) == 0
+
+
+def test_other_images_under_the_same_name_are_noticed(capsys):
+    (root := Path("a/pets")).parent.mkdir()
+    image_folder(root)
+    (other := Path("b/pets")).parent.mkdir()
+    image_folder(other)
+    Image.new("RGB", (12, 12), "red").save(other / "train/dog/1.png")
+    words = ["--dataset", "imagefolder", "--subset", 10, "--epochs", 2]
+    assert run(*words, "--data", root) == 0
+    assert run(*words, "--data", other) == 2 and "other data under the same name" in capsys.readouterr().err
+    assert run(*words, "--data", other, "--force", "--time-limit", 1e-9) == 0
+    assert run(*words, "--data", root) == 0 and "other data" in capsys.readouterr().err and len(rows(the_csv())) == 2
+
+
+# -------------------------------------------------------------------------------------------------------------- records
+
+def test_the_csv_contract():
+    assert run("--seed", 5) == 0
+    path = the_csv()
+    design = ("experiment run dataset subset val_fraction arch depth width train gamma_init beta_init weight_init augment seed epochs batch_size optimizer lr momentum "
+              "weight_decay schedule warmup_epochs precision params_total params_trained epoch train_loss train_acc val_loss val_acc test_loss test_acc test_top5 "
+              "seconds device threads torch commit status").split()
+    table = pd.read_csv(path)
+    assert list(table.columns[:len(design)]) == design
+    assert table.epoch.tolist() == [1, 2, 3] and set(table.status) == {"ok"} and table.subset.tolist() == [150] * 3
+    assert re.fullmatch(r"resnet8-w1-digits-bn-s5-[0-9a-f]{6}", path.stem) and path.parent.name == "bn_only"
+    first = table.iloc[0]
+    assert (first.experiment, first.train, first.lr, first.optimizer, first.params_trained, first.test_top5 >= first.test_acc) == ("bn_only", "bn", 0.1, "sgd", 672, True)
+    learned = pd.read_csv(path.with_suffix(".bn.csv.gz"))
+    assert list(learned.columns) == "layer channel gamma beta gamma_init beta_init running_mean running_var active".split()
+    assert len(learned) == 336 and learned.active.isna().sum() == 32 + 64 and learned.active.dropna().between(0, 1).all()
+    assert learned.gamma_init.between(0, 1).all() and (learned.beta_init == 0).all() and (learned.gamma != learned.gamma_init).mean() > 0.99
+    pruned = pd.read_csv(path.with_suffix(".prune.csv.gz"))
+    assert pruned.test_acc[0] == pytest.approx(table.test_acc.iloc[-1]) and pruned.zeroed.tolist() == [(learned.gamma.abs() < t).sum() for t in pruned.threshold]
+
+
+def test_activity_is_the_share_of_activations_above_zero():
+    args = arguments("--depth", 14)
+    data = common.load_data(args)
+    model = common.build_model(args, data).eval()
+    with torch.no_grad():
+        x = torch.cat([x for x, _ in data.batches("test")])
+        stem = torch.relu(model.bn(model.conv(x)))
+        block = model.stage1[0]
+        middle = torch.relu(block.bn1(block.conv1(stem)))
+        out = torch.relu(block.bn2(block.conv2(middle)) + stem)
+        active = common.activity(model, data, args)
+    for name, activation in (("bn", stem), ("stage1.0.bn1", middle), ("stage1.0.bn2", out)):
+        assert torch.allclose(active[name], (activation > 0).float().mean((0, 2, 3)), atol=1e-5)
+    assert set(active) == {name for name in common.batchnorms(model) if "shortcut" not in name}
+
+
+def test_the_same_command_twice_gives_the_same_csv():
+    assert run("--results", "a", "--augment", "crop+flip") == run("--results", "b", "--checkpoints", "other", "--augment", "crop+flip") == 0
+    assert rows(the_csv("a")) == rows(the_csv("b"))
+    for kind in ("bn", "prune"):
+        assert the_csv("a").with_suffix(f".{kind}.csv.gz").read_bytes() == the_csv("b").with_suffix(f".{kind}.csv.gz").read_bytes()
+
+
+def test_every_setting_that_changes_a_number_changes_the_name():
+    changes = ["--depth 14", "--width 2", "--train all", "--gamma-init ones", "--beta-init ones", "--weight-init binary", "--dataset mnist", "--image-size 16", "--subset 100",
+               "--val-fraction 0.1", "--augment flip", "--epochs 4", "--batch-size 51", "--lr 0.2", "--momentum 0.8", "--weight-decay 0", "--seed 1"]
+    names = {records.run_name(arguments(*change.split())) for change in ["", *changes]}
+    assert len(names) == len(changes) + 1
+    same = ["--results x", "--checkpoints x", "--time-limit 3", "--quiet", "--workers 1", "--force"]
+    assert {records.run_name(arguments(*change.split())) for change in same} <= names
+
+
+def test_killed_and_resumed_equals_never_killed():
+    words = ["--epochs", 12, "--train", "all", "--augment", "crop+flip", "--val-fraction", 0.2, "--quiet"]
+    environment = os.environ | {"OMP_NUM_THREADS": str(torch.get_num_threads())}
+    for _ in range(2):
+        process, seen = start(*words, "--results", "killed", "--checkpoints", "killed", env=environment), len(list(Path("killed").rglob("*.pt")))
+        while process.poll() is None and (not list(Path("killed").rglob("*.csv")) or len(rows(the_csv("killed"))) < 3 + 4 * seen):
+            time.sleep(0.005)
+        process.kill()
+        process.communicate()
+    assert 3 <= len(rows(the_csv("killed"))) < 12
+    assert run(*words, "--results", "killed", "--checkpoints", "killed") == run(*words, "--results", "whole", "--checkpoints", "whole") == 0
+    assert rows(the_csv("killed")) == rows(the_csv("whole"))
+    assert the_csv("killed").with_suffix(".bn.csv.gz").read_bytes() == the_csv("whole").with_suffix(".bn.csv.gz").read_bytes()
+    assert [p.suffix for p in Path("killed").rglob("*") if p.is_file()].count(".pt") == 1
+
+
+def test_time_limit_stops_after_an_epoch_and_the_same_command_goes_on(capsys):
+    assert exp_bn_only.main([*SMALL, "--time-limit", "1e-9"]) == 0
+    assert "1 of 3 epochs: the same command goes on" in capsys.readouterr().out and len(rows(the_csv())) == 1
+    assert run() == 0 and run("--results", "whole", "--checkpoints", "whole") == 0
+    assert rows(the_csv()) == rows(the_csv("whole"))
+
+
+def test_a_finished_run_is_not_made_again_unless_forced(capsys):
+    assert run() == 0
+    before = the_csv().read_bytes()
+    assert exp_bn_only.main(SMALL) == 0
+    out = capsys.readouterr().out
+    assert "finished before" in out and "python exp_bn_only.py" in out and "--train output" in out and "chance: 10.00 %" in out and "672 of" in out
+    assert the_csv().read_bytes() == before
+    assert run("--force") == 0 and the_csv().read_bytes() != before  # its seconds
+
+
+def test_a_csv_that_came_without_its_checkpoint_is_made_again(capsys):
+    assert run() == 0
+    before, digits = the_csv().read_bytes(), rows(the_csv())
+    next(Path("checkpoints").rglob("*.pt")).unlink()
+    assert run() == 0 and "takes its place" in capsys.readouterr().err
+    assert the_csv().read_bytes() != before and rows(the_csv()) == digits
+
+
+def test_a_loss_that_is_not_finite_ends_the_run(capsys):
+    assert run("--lr", 1e6, "--train", "all-bn", "--epochs", 20) == 1
+    table = rows(the_csv())
+    assert {row["status"] for row in table} == {"diverged"} and len(table) < 20 and set(table[0]) | {"seconds"} == set(records.COLUMNS)
+    assert "diverged" in capsys.readouterr().err
+    assert run("--lr", 1e6, "--train", "all-bn", "--epochs", 20) == 1 and "--force" in capsys.readouterr().err
+
+
+def test_a_second_process_says_so_and_stops(capsys):
+    args = arguments()
+    args.experiment = "bn_only"
+    path, _ = records.run_files(args)
+    path.parent.mkdir(parents=True)
+    with FileLock(path.with_name(f".{path.stem}.lock")):
+        assert run() == 1
+    assert "another process" in capsys.readouterr().err
+    assert run() == 0
+
+
+@pytest.mark.parametrize("sent, code", [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_signals_stop_at_once_and_say_how_to_go_on(sent, code):
+    # A shell starts what it puts in the background with SIGINT ignored: the test must not depend on how it was started itself.
+    with start("--epochs", 500, "--quiet", preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL)) as process:
+        while not list(Path("results").rglob("*.csv")):
+            time.sleep(0.01)
+        process.send_signal(sent)
+        _, err = process.communicate(timeout=60)
+    assert process.returncode == code and err.strip() == "stopped: the same command goes on after the last complete epoch"
+
+
+@pytest.mark.parametrize("damage", ["newest", "both", "other run", "pickle", "csv"])
+def test_damage_is_noticed_and_costs_no_digit(damage, capsys, monkeypatch):
+    assert run("--results", "whole", "--checkpoints", "whole") == 0
+    for _ in range(2):
+        assert run("--time-limit", 1e-9) == 0
+    newest, previous = sorted(Path("checkpoints").rglob("*.pt"), key=lambda p: "previous" in p.name)
+    if damage == "other run":
+        assert run("--seed", 1, "--results", "x", "--checkpoints", "x") == 0
+        newest.write_bytes(next(Path("x").rglob("*.pt")).read_bytes())
+    elif damage == "pickle":
+        class Evil:
+            def __reduce__(self):
+                return (os.mkdir, ("evil",))
+        records.write_checkpoint(newest, {"epoch": Evil()})
+    elif damage == "csv":
+        the_csv().write_bytes(the_csv().read_bytes()[:-40])
+    else:
+        for path in (newest, previous) if damage == "both" else (newest,):
+            content = bytearray(path.read_bytes())
+            content[len(content) // 2] ^= 4
+            path.write_bytes(content)
+    trained = []
+    monkeypatch.setattr(common, "train_epoch", lambda *a, train_epoch=common.train_epoch: trained.append(a[4]) or train_epoch(*a))
+    assert run() == 0 and rows(the_csv()) == rows(the_csv("whole"))
+    assert trained == ([1, 2, 3] if damage in ("both", "csv") else [2, 3])  # the previous checkpoint is of epoch 1
+    warnings = capsys.readouterr().err.strip().splitlines()
+    assert all(line.startswith("warning:") for line in warnings) and (len(warnings) == 1 or damage in ("both", "csv")) and warnings
+    assert not Path("evil").exists()
+
+
+def test_a_checkpoint_is_small_and_knows_its_random_start():
+    args = arguments("--depth", 866)
+    data = common.load_data(args)
+    model = common.build_model(args, data)
+    common.freeze(model, args.train)
+    content = common.state(model, data, common.fingerprint(model))
+    records.write_checkpoint(Path("x.pt"), content)
+    assert Path("x.pt").stat().st_size < 600_000
+    other = common.build_model(arguments("--depth", 866, "--seed", 1), data)
+    common.freeze(other, args.train)
+    before = common.flat(other.parameters())
+    with pytest.raises(records.Damaged, match="frozen weights"):
+        common.restore(other, content)
+    assert torch.equal(before, common.flat(other.parameters()))
+
+
+# ------------------------------------------------------------------------------------------------- speed and precision
+
+@pytest.mark.parametrize("train", ["bn", "all"])
+def test_the_loop_equals_a_plain_one(train):
+    args = arguments("--train", train, "--depth", 14, "--augment", "none", "--subset", 200, "--weight-decay", 0.01)
+    data = common.load_data(args)
+    ours, plain = common.build_model(args, data), common.build_model(args, data).to(memory_format=torch.contiguous_format)
+    for model in (ours, plain):
+        common.freeze(model, train)
+    optimizer, _ = common.recipe(ours, args)
+    reference = torch.optim.SGD([p for p in plain.parameters() if p.requires_grad], 0.1, 0.9, weight_decay=0.01, foreach=False, fused=False)
+    mean, std = data.images["train"].float().mean(), data.images["train"].float().std(correction=0)
+    for i in common.split_batches(torch.randperm(200, generator=common.generator(0, "order", 1)), 50):
+        x, y = (data.images["train"][i].float().permute(0, 3, 1, 2) - mean) / std, data.labels["train"][i]
+        common.train_step(ours.train(), data.normalise(data.images["train"][i]), y, optimizer, args)
+        reference.zero_grad()
+        torch.nn.functional.cross_entropy(plain.train()(x.contiguous()), y).backward()
+        reference.step()
+    for name, p in ours.named_parameters():
+        assert torch.allclose(p, plain.get_parameter(name), atol=2e-3 * plain.get_parameter(name).abs().max().item() + 1e-4), name
+
+
+@pytest.mark.skipif(not common.has_bf16(torch.device("cpu")), reason="this processor has no bf16")
+def test_bf16_agrees_with_fp32():
+    outputs = {}
+    for precision in ("fp32", "bf16"):
+        args = arguments("--precision", precision, "--depth", 14)
+        data = common.load_data(args)
+        model = common.build_model(args, data)
+        common.freeze(model, "bn")
+        x, y = next(data.training_batches(0, 1, 100, "none"))
+        loss = torch.nn.functional.cross_entropy(common.forward(model, x, args), y)
+        loss.backward()
+        outputs[precision] = loss.item(), torch.cat([p.grad for p in model.parameters() if p.requires_grad])
+        assert run("--precision", precision, "--epochs", 30) == 0
+    assert outputs["bf16"][0] == pytest.approx(outputs["fp32"][0], rel=0.01)
+    # 8 bits of mantissa through 14 layers: 0.975 to 0.985, by seed and number of threads
+    assert torch.nn.functional.cosine_similarity(outputs["bf16"][1], outputs["fp32"][1], dim=0) > 0.95
+    final = [float(rows(path)[-1]["test_acc"]) for path in Path("results").glob("*/*.csv")]
+    assert len(final) == 2 and min(final) > 30 and abs(final[0] - final[1]) < 15
+
+
+# --------------------------------------------------------------------------------------------------------------- errors
+
+ERRORS = {
+    "--depth 15": "14 and 20", "--depth 5": "8 and 14", "--arch vgg --depth 14": "11, 13, 16, 19", "--arch vgg --depth 11": "--image-size 16", "--arch imagenet_resnet --depth 18 --width 2": "width 1",
+    "--train random:0": "random:K", "--train random:2+conv": "twice", "--optimizer sgdm": "adam", "--warmup-epochs -1": "from 0", "--dataset imagenet --data x": "x/train/CLASS", "--depth 14.5": "whole number", "--width 0": "from 1", "--train gamma+nonsense": "'nonsense'", "--train hidden": "conv",
+    "--train all+bn": "'all'", "--train bn+gamma": "twice", "--train=": "joined with +", "--dataset nothing": "digits", "--dataset imagefolder": "--data",
+    "--subset 100000": "of 1438", "--subset 5": "from 10", "--subset -3": "from 2", "--val-fraction 1": "below 1", "--val-fraction nan": "below 1", "--epochs 0": "from 1",
+    "--lr -1": "above 0", "--lr 0": "above 0", "--lr inf": "above 0", "--lr nan": "above 0", "--lr fast": "a number", "--momentum 1": "below 1", "--weight-decay -0.1": "from 0",
+    "--weight-decay inf": "from 0", "--batch-size 0": "from 1", "--seed -1": "from 0", "--seed 1.5": "whole number", "--time-limit 0": "above 0", "--image-size 4": "from 8",
+    "--device cuda:99": "cpu", "--device toaster": "cpu", "--precision fp8": "bf16", "--gamma-init constant:x": "constant:X", "--beta-init nan": "constant:X", "--no-such-flag": "--help",
+    "--results /dev/null/x": "--results", "--checkpoints /dev/null/x": "--checkpoints", "--weight-init zeros": "he_normal", "--augment spin": "crop", "--augment none+flip": "none", "--workers 0": "from 1",
+}
+
+
+@pytest.mark.parametrize("words, says", ERRORS.items())
+def test_bad_input_is_one_line_and_exit_code_2(words, says, capsys):
+    assert run(*words.split()) == 2
+    printed = capsys.readouterr()
+    assert printed.out == "" and printed.err.startswith("error: ") and printed.err.count("\n") == 1 and says in printed.err
+    assert not [path for path in files() if not path.endswith(".lock")]
+
+
+def test_bf16_without_hardware_is_an_error(monkeypatch, capsys):
+    monkeypatch.setattr(common, "has_bf16", lambda device: False)
+    assert run("--precision", "bf16") == 2 and "--precision fp32" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("dataset, where", [("cifar10", "cifar-10-batches-py"), ("mnist", "MNIST"), ("cifar100", "cifar-100-python"), ("fashion_mnist", "FashionMNIST")])
+def test_a_data_set_that_cannot_be_had(dataset, where, capsys, monkeypatch):
+    import urllib.request
+
+    def refuse(*_, **__):
+        raise OSError("no network")
+    monkeypatch.setattr(urllib.request, "urlopen", refuse)
+    assert run("--dataset", dataset, "--data", "here") == 2
+    err = capsys.readouterr().err
+    assert err.count("\n") == 1 and f"here/{where}" in err and "--dataset digits" in err and not Path("results").exists()
+
+
+@pytest.mark.parametrize("harm, says", {
+    "no train": "no folder train/", "empty class": "pets/train/bird holds no image", "no image": "pets/train/cat/notes.txt", "broken image": "pets/train/cat/9.png",
+    "other classes": "bird", "sizes": "--image-size", "no classes": "no class folder", "absent": "no folder train/", "tiny": "--image-size 8"}.items())
+def test_image_folders_that_cannot_be_used(harm, says, capsys):
+    if harm != "absent":
+        root = image_folder(sizes=((12, 12), (12, 14)) if harm == "sizes" else ((6, 6),) if harm == "tiny" else ((12, 12),))
+    if harm == "no train":
+        (root / "train").rename(root / "training")
+    elif harm == "empty class":
+        (root / "train/bird").mkdir()
+    elif harm == "no image":
+        (root / "train/cat/notes.txt").write_text("cats")
+    elif harm == "broken image":
+        (root / "train/cat/9.png").write_bytes((root / "train/cat/1.png").read_bytes()[:50])
+    elif harm == "other classes":
+        (root / "test/dog").rename(root / "test/bird")
+    elif harm == "no classes":
+        (root / "train").rename(root / "gone")
+        (root / "train").mkdir()
+    before = files()
+    assert run(*FOLDER, "--subset", 10) == 2
+    err = capsys.readouterr().err
+    assert err.count("\n") == 1 and says in err
+    assert {path: content for path, content in files().items() if ".decoded" not in path} == before
+
+
+def test_a_full_disk_is_one_line_and_what_is_on_disk_is_whole(monkeypatch, capsys):
+    assert run("--time-limit", 1e-9) == 0
+    before = files()
+
+    def full(descriptor):
+        raise OSError(28, "No space left on device")
+    with monkeypatch.context() as patch:
+        patch.setattr(records.os, "fsync", full)
+        patch.setattr(records.Run, "__enter__", lambda self, enter=records.Run.__enter__: (patch.undo(), enter(self), patch.setattr(records.os, "fsync", full))[1])
+        assert run() == 1
+    err = capsys.readouterr().err
+    assert err.count("\n") == 1 and "No space left on device" in err and files() == before
+    assert run() == 0 and run("--results", "whole", "--checkpoints", "whole") == 0 and rows(the_csv()) == rows(the_csv("whole"))
+
+
+def test_dry_run_tells_and_writes_nothing(capsys):
+    assert run("--dry-run", "--train", "bn+output") == 0
+    out = capsys.readouterr().out
+    assert "1,322 of" in out and "gamma 336" in out and "seconds on cpu: 3 epochs of" in out and ".csv" in out and not files()
+
+
+# ---------------------------------------------------------------------------------------------------------------- plots
+
+def test_plots_average_seeds_and_nothing_else(capsys):
+    for words in (("--seed", 0), ("--seed", 1), ("--seed", 2, "--lr", 0.01), ("--train", "none"), ("--depth", 14)):
+        assert run("--epochs", 1, *words) == 0
+    assert run("--epochs", 5, "--lr", 1e6, "--train", "all-bn") == 1
+    assert run("--time-limit", 1e-9, "--train", "all") == 0
+    (broken := Path("results/bn_only/broken.csv")).write_text("no,run\n")
+    Path("results/other").mkdir()
+    for own in (1, 2):  # another experiment's, told apart by a column of its own
+        one = next(Path("results/bn_only").glob("resnet8-w1-digits-bn-s0-*[0-9a-f].csv"))
+        pd.read_csv(one).assign(experiment="other", own=own).to_csv(f"results/other/{own}.csv", index=False)
+    capsys.readouterr()
+    assert plots.main(["--out", "out"]) == 0
+    printed = capsys.readouterr()
+    table = pd.read_csv("out/tables/accuracy.csv")
+    assert sorted(table.seeds) == [1, 1, 1, 1, 1, 2] and "**other: digits, 1 epochs, fp32, subset 150, batch_size 50, own 2.0" in printed.out and set(table.train) == {"bn", "none"}
+    mine = [float(rows(p)[-1]["test_acc"]) for p in Path("results/bn_only").glob("resnet8-w1-digits-bn-s[01]-*[0-9a-f].csv")]
+    pair = table[table.seeds == 2].iloc[0]
+    assert pair["mean"] == pytest.approx(np.mean(mine), rel=1e-5) and pair.sd == pytest.approx(np.std(mine, ddof=1), rel=1e-4)
+    assert f"{np.mean(mine):.1f} ± {np.std(mine, ddof=1):.1f} (2)" in printed.out and "lr 0.01" in printed.out
+    assert all(f"{what}" in printed.err for what in ("diverged", "unfinished, 1 of 3", str(broken)))
+    for kind in ("png", "pdf"):
+        assert Path(f"out/figures/accuracy_depth.{kind}").stat().st_size > 5000
+
+
+def test_plots_set_published_figures_beside_a_variant_of_the_data_set():
+    papers = HERE / "published.csv"
+    assert set(plots.published(papers, "cifar10-jpeg").source) >= {"Frankle et al. 2021", "Vinod 2020"}
+    assert plots.published(papers, "cifar100").empty and plots.published(papers, "digits").empty
+
+
+def test_plots_without_a_run_name_the_command(capsys):
+    assert plots.main(["--results", "nowhere"]) == 0 and "python exp_bn_only.py --dataset digits" in capsys.readouterr().out
