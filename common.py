@@ -83,8 +83,12 @@ def fit(model: nn.Module, data: Data, args, then: str = "", recipe=recipe) -> in
     where = {"device": device_name(args.device), "threads": torch.get_num_threads(), "torch": torch.__version__, "commit": commit()}
     with Run(args, about, where) as run:
         again = run.finished
-        if again and not run.diverged and other_data(read_checkpoint(run.checkpoint), data):
-            raise UserError(f"{run.csv} was made from other data under the same name: give these another name, or make the run again with --force")
+        if again and not run.diverged:
+            try:
+                if other_data(read_checkpoint(run.checkpoint), data):
+                    raise UserError(f"{run.csv} was made from other data under the same name: give these another name, or make the run again with --force")
+            except (Damaged, KeyError):
+                again = False  # `resume` says why
         if not again:
             train(model, data, args, run, recipe)
         return summarise(run, then, again)

@@ -740,6 +740,14 @@ def test_damage_is_noticed_and_costs_no_digit(damage, capsys, monkeypatch):
     assert not Path("evil").exists()
 
 
+def test_a_finished_run_whose_checkpoint_is_damaged_is_made_again(capsys):
+    assert run() == 0
+    whole, checkpoint = rows(the_csv()), next(Path("checkpoints").rglob("*.pt"))
+    checkpoint.write_bytes(checkpoint.read_bytes()[:-9])
+    assert run() == 0 and rows(the_csv()) == whole
+    assert capsys.readouterr().err == f"warning: the checkpoint {checkpoint} is not used: its checksum does not fit its content\n"
+
+
 def test_a_checkpoint_is_small_and_knows_its_random_start():
     args = arguments("--depth", 866)
     data = common.load_data(args)
