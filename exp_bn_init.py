@@ -24,13 +24,18 @@ CIFAR10 = (0.4916, 0.4823, 0.4467), (0.2472, 0.2437, 0.2618)  # the authors' mea
 
 def run_davis_frank(args):
     data = common.load_data(args)
+    model = build_davis_frank(args, data)
+    return common.fit(model, data, args, recipe=recipe)
+
+
+def build_davis_frank(args, data):
     model = common.build_model(args, data)      # He-normal convolutions; γ = bn_weight, β = 0
     start_linear_layers(model, args.seed)
     if args.own["input_norm"] == "bn":
-        model = normalise_input(model, data, args)
-    elif args.dataset == "cifar10":
+        return normalise_input(model, data, float(args.own["bn_weight"]))
+    if args.dataset == "cifar10":
         data.mean_std = tuple(255 * torch.tensor(values, device=args.device) for values in CIFAR10)
-    return common.fit(model, data, args, recipe=recipe)
+    return model
 
 
 @torch.no_grad()
@@ -44,12 +49,13 @@ def start_linear_layers(model, seed):
 
 
 @torch.no_grad()
-def normalise_input(model, data, args):
+def normalise_input(model, data, bn_weight):
     """A BatchNorm over the image's channels in front of the network: γ starts at 0.58 times the others', β stays 0; pixels come as 0 … 1."""
-    bn = nn.BatchNorm2d(data.size[2]).to(args.device)
-    bn.weight.fill_(0.58 * args.own["bn_weight"] if args.own["bn_weight"] > 0 else 1)
+    channels, device = data.size[2], next(model.parameters()).device
+    bn = nn.BatchNorm2d(channels).to(device)
+    bn.weight.fill_(0.58 * bn_weight if bn_weight > 0 else 1)
     bn.bias.requires_grad_(False)
-    data.mean_std = torch.zeros(data.size[2], device=args.device), torch.full((data.size[2],), 255.0, device=args.device)
+    data.mean_std = torch.zeros(channels, device=device), torch.full((channels,), 255.0, device=device)
     return nn.Sequential(bn, model)
 
 

@@ -30,7 +30,7 @@ TABLES = ("breast_cancer", "wine", "csv")
 
 def mlp(args, size, classes):
     """Linear layers of the widths --hidden, each with BatchNorm and the activation, and the output layer."""
-    widths, layers = [math.prod(size), *args.hidden], [nn.Flatten()]
+    widths, layers = [math.prod(size), *map(int, args.own["hidden"].split("-"))], [nn.Flatten()]
     for inputs, outputs in zip(widths, widths[1:]):
         layers += normalised(nn.Linear(inputs, outputs), nn.BatchNorm1d(outputs), args)
     return nn.Sequential(*layers, nn.Linear(widths[-1], classes))
@@ -48,8 +48,8 @@ def lenet5(args, size, classes):
 
 def normalised(layer, bn, args):
     """The layer and its activation, with BatchNorm before it, after it, or not at all."""
-    activation = ACTIVATIONS[args.activation]()
-    return {"before": [layer, bn, activation], "after": [layer, activation, bn], "none": [layer, activation]}[args.bn]
+    activation = ACTIVATIONS[args.own["activation"]]()
+    return {"before": [layer, bn, activation], "after": [layer, activation, bn], "none": [layer, activation]}[args.own["bn"]]
 
 
 def network(args, size, classes):
@@ -112,8 +112,12 @@ def read_csv(path, target):
 
 # ------------------------------------------------------------------------------------------------------------------ runs
 
+def load_data(args):
+    return load_table(args) if args.dataset in TABLES else common.load_data(args)
+
+
 def run(args):
-    data = load_table(args) if args.dataset in TABLES else common.load_data(args)
+    data = load_data(args)
     model = common.build_model(args, data)      # He-normal weights, γ ~ U[0, 1], β = 0
     common.freeze(model, args.train)
     return common.fit(model, data, args)

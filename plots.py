@@ -1,158 +1,791 @@
-"""From the CSVs in results/ to tables and figures beside the published numbers. Reads CSVs and nothing else, trains nothing.
+"""From the CSVs in results/ to the papers' tables and figures, beside the published numbers, and a verdict on each claim. Reads CSVs and nothing else, trains nothing.
 
-    python plots.py                        # tables/ and figures/ of everything in results/
-    python plots.py --results elsewhere --out /some/folder
+    python plots.py                                       # tables/ and figures/ of everything in results/
+    python plots.py --only claims accuracy_depth          # these alone
+    python plots.py --dataset digits --results elsewhere --out /some/folder --format md png
+
+A table is written as Markdown, LaTeX (booktabs) and, in full precision, CSV; a figure, one for each data set, as PNG and PDF.
+Averages are over seeds and nothing else; a difference is that of runs with the same seed, with the 95 % interval of Student's t.
 """
+from __future__ import annotations
+
 import argparse
+import math
 import sys
+from functools import cache
 from pathlib import Path
+from typing import NamedTuple
 
 import pandas as pd
+from scipy import stats
 
-MEASURED = ("run seed epoch train_loss train_acc val_loss val_acc test_loss test_acc test_top5 seconds device threads torch commit status").split()
+MEASURED = ("run seed params_total params_trained epoch train_loss train_acc val_loss val_acc test_loss test_acc test_top5 seconds device threads torch commit status path").split()
 USUAL = {"subset": "all", "val_fraction": 0, "gamma_init": "uniform", "beta_init": "zeros", "weight_init": "he_normal", "batch_size": 128, "optimizer": "sgd",
-         "lr": 0.1, "momentum": 0.9, "weight_decay": 1e-4, "schedule": "step", "warmup_epochs": 0}  # what a title need not say
+         "lr": 0.1, "momentum": 0.9, "weight_decay": 1e-4, "schedule": "step", "warmup_epochs": 0, "experiment": ""}  # what a title need not say
+OURS = ("bn_only", "random_params", "depth_width", "bn_init")  # where equal settings are equal runs, whichever of the scripts made them
+OWN = ("bn_weight", "c", "input_norm", "bn", "activation", "hidden", "target")  # settings that only one experiment's records have
 TRAIN = ("all", "all-bn", "bn+output", "bn+shortcut", "bn", "gamma", "beta", "shortcut", "output", "none")
-# Okabe and Ito's palette, which colour-blind readers tell apart; markers and dashes tell it apart in gray.
-STYLE = dict(zip(TRAIN, (("#000000", "o", "-"), ("#56B4E9", "v", "-"), ("#E69F00", "s", "-"), ("#882255", "P", "-"), ("#D55E00", "D", "-"),
-                         ("#CC79A7", "^", "--"), ("#009E73", "<", "--"), ("#999933", "h", ":"), ("#0072B2", "X", ":"), ("#888888", "*", ":"))))
+PAPERS = Path(__file__).with_name("published.csv")
 
 
-def rank(train: str) -> int:
-    return TRAIN.index(train) if train in TRAIN else len(TRAIN)
-
+# ------------------------------------------------------------------------------------------------------------------ runs
 
 def read_runs(results: Path) -> pd.DataFrame:
-    """The last row of every finished run. Runs that are broken, unfinished or diverged are named on stderr, and left out."""
+    """A row per finished run: its settings and its last epoch; for Davis & Frank's method the first epoch of the best validation accuracy.
+    Runs that are broken, unfinished or diverged are named on stderr, and left out."""
     rows = []
     for path in sorted(results.glob("*/*.csv")):
         if path.parent.name == "bench":
             continue
         try:
-            last = pd.read_csv(path, dtype={"subset": str, "image_size": str, "commit": str}).iloc[-1]
-            missing = [c for c in [*USUAL, *MEASURED, "dataset", "arch", "depth", "width", "train", "epochs", "precision", "params_trained", "classes"] if c not in last]
+            epochs = pd.read_csv(path, dtype={"subset": str, "image_size": str, "commit": str, "hidden": str, "torch": str})
+            last = epochs.iloc[-1]
+            missing = [c for c in [*USUAL, *MEASURED[:-1], "dataset", "arch", "depth", "width", "train", "epochs", "precision", "classes"] if c not in last]
             why = (f"it lacks the columns {', '.join(missing)}" if missing else "diverged" if last.status == "diverged"
+                   else "it has an accuracy outside 0 … 100" if not epochs.test_acc.between(0, 100).all()
                    else f"unfinished, {last.epoch} of {last.epochs} epochs" if last.epoch < last.epochs else "")
-        except (ValueError, IndexError, OSError) as error:
+        except (ValueError, TypeError, IndexError, OSError) as error:
             why = f"it cannot be read ({error})"
         if why:
             print(f"left out: {path}: {why}", file=sys.stderr)
         else:
-            rows.append(last)
-    return pd.DataFrame(rows)
+            rows.append((epochs.loc[epochs.val_acc.idxmax()] if "bn_weight" in epochs else last).to_dict() | {"path": path})
+    runs = pd.DataFrame(rows, columns=None if rows else ["dataset"])
+    if rows:
+        runs = runs.reindex(columns=[*runs.columns, *(column for column in OWN if column not in runs)])
+        runs.loc[runs.experiment.isin(OURS) & runs.bn_weight.isna(), "experiment"] = ""
+        runs = runs.drop_duplicates([column for column in runs.columns if column not in MEASURED or column == "seed"])
+    return runs
 
 
-def over_seeds(runs: pd.DataFrame) -> pd.DataFrame:
-    """Mean and sample standard deviation over seeds, and nothing but seeds: every column that is not measured tells runs apart."""
-    keys = [column for column in runs.columns if column not in MEASURED]
-    return runs.groupby(keys, dropna=False).test_acc.agg(mean="mean", sd="std", seeds="count").reset_index()
+def beside(run: Path, kind: str) -> pd.DataFrame | None:
+    """The table `kind` of a run, bn or prune, where it is there and whole."""
+    try:
+        return read_beside(run.with_suffix(f".{kind}.csv.gz"))
+    except (ValueError, EOFError, OSError) as error:
+        print(f"left out: {run.with_suffix(f'.{kind}.csv.gz')}: it cannot be read ({error})", file=sys.stderr)
 
 
-def recipes(runs: pd.DataFrame):
-    """A title and the averaged runs of each experiment, data set and recipe; `none`, which has no recipe, stands beside every one of its data set."""
-    means = over_seeds(runs)
-    varied = ("depth", "width", "train", "params_total", "params_trained", "mean", "sd", "seeds")
-    recipe = [column for column in means.columns if column not in varied]
-    trained, none = means[means.train != "none"], means[means.train == "none"]
-    for _, group in trained.groupby(recipe, dropna=False, sort=True):
+@cache
+def read_beside(path: Path) -> pd.DataFrame:
+    return pd.read_csv(path)
+
+
+def recipes(runs: pd.DataFrame, *varied: str):
+    """A title and the runs of each group that differ in the seed and in nothing but the settings `varied`. Where --train varies, `none`,
+    which has no recipe, stands beside every group of its data set and network."""
+    if runs.empty:
+        return
+    keys = [column for column in runs.columns if column not in (*MEASURED, *varied)]
+    trained, none = (runs[runs.train != "none"], runs[runs.train == "none"]) if "train" in varied else (runs, runs[:0])
+    same = [key for key in ("experiment", "dataset", "precision", "image_size", "arch", "depth", "width", *OWN, "subset", "gamma_init", "beta_init", "weight_init") if key in keys]
+    for _, group in trained.groupby(keys, dropna=False, sort=True):
         first = group.iloc[0]
-        beside = none[(none[["experiment", "dataset", "precision", "image_size"]] == first[["experiment", "dataset", "precision", "image_size"]]).all(axis=1)]
-        own = [column for column in recipe[recipe.index("classes") + 1:] if pd.notna(first[column])]
-        unusual = [f"{column} {first[column]}" for column in [*USUAL, *own] if first[column] != USUAL.get(column)]
-        title = [f"{first.experiment}: {first.dataset}", *([first.arch] if first.arch != "resnet" else []), f"{first.epochs} epochs", first.precision, *unusual]
-        yield ", ".join(title + ([first.augment] if first.augment != "none" else [])), pd.concat([group, beside])
+        beside = none[(none[same].eq(first[same]) | none[same].isna() & first[same].isna()).all(axis=1)]
+        yield title(first, varied), pd.concat([group, beside])
 
 
-def published(path: Path, dataset: str) -> pd.DataFrame:
-    """The published accuracies on `dataset`; on the data set of which it is a variant, as cifar10-jpeg is of cifar10."""
-    table = pd.read_csv(path)
-    return table[[dataset == name or dataset.startswith(f"{name}-") for name in table.dataset]]
+def title(run: pd.Series, varied: tuple[str, ...] = ()) -> str:
+    """The settings that a group of runs shares, without those that are usual."""
+    words = [f"{run.experiment}: {run.dataset}" if run.experiment not in ("", "mlp_lenet", "bn_init") else run.dataset]
+    if "depth" not in varied:
+        words.append(network_name(run, "width" not in varied))
+    elif run.arch != "resnet":
+        words.append(run.arch)
+    words += [f"{run.epochs} epochs"] + [run.precision] * ("precision" not in varied)
+    own = [column for column in run.index[list(run.index).index("classes") + 1:] if column not in ("path", "hidden")]
+    unusual = [column for column in (*USUAL, *own) if column not in (*varied, "experiment") and pd.notna(run[column]) and run[column] != USUAL.get(column)]
+    words += [f"{column} {run[column]:g}" if isinstance(run[column], float) else f"{column} {run[column]}" for column in unusual]
+    return ", ".join(words + [run.augment] * (run.augment != "none"))
 
 
-def accuracy_table(group: pd.DataFrame, papers: pd.DataFrame) -> pd.DataFrame:
-    """A row per --train and, beside it, a row per source; a column per depth at width 1 (other widths: depth x width)."""
-    def label(depth, width):
-        return f"{depth}" if width == 1 else f"{depth} x{width}"
-
-    ours = [{"train": r.train, "source": "ours", "at": label(r.depth, r.width),
-             "test_acc": f"{r['mean']:.1f} ± {r.sd:.1f} ({r.seeds})" if r.seeds > 1 else f"{r['mean']:.1f} (1)"} for _, r in group.iterrows()]
-    theirs = [{"train": r.train, "source": f"{r.source}, {r.dataset}", "at": label(r.depth, r.width), "test_acc": f"{r.test_acc:g}"}
-              for _, r in papers.iterrows() if r.train in set(group.train)]
-    order = [label(d, w) for w, d in sorted({(r.width, r.depth) for r in [*group.itertuples(), *papers.itertuples()]})]
-    table = pd.DataFrame(ours + theirs)
-    table["rank"] = [(rank(train), source != "ours") for train, source in zip(table.train, table.source)]
-    table = table.pivot(index=["rank", "train", "source"], columns="at", values="test_acc")
-    return table[[column for column in order if column in table]].droplevel("rank").fillna("")
+def network_name(run, width: bool = True) -> str:
+    """As a reader calls it: ResNet-14, ResNet-14 x2 (unless `width` varies), vgg-16, LeNet-5, MLP 512-512-512."""
+    if run.arch in ("mlp", "lenet5"):
+        return "LeNet-5" if run.arch == "lenet5" else f"MLP {run.hidden}"
+    return f"{'ResNet' if run.arch == 'resnet' else run.arch}-{run.depth}" + (f" x{run.width}" if width and run.width != 1 else "")
 
 
-def markdown(table: pd.DataFrame) -> str:
-    rows = [["trained", "source", *(f"depth {c}" for c in table.columns)], ["---"] * (2 + len(table.columns)),
-            *([train, source, *values] for (train, source), values in zip(table.index, table.values))]
-    return "\n".join("| " + " | ".join(map(str, row)) + " |" for row in rows)
+def rank(train: str) -> tuple:
+    """The order of --train in tables and legends; random:K by K, after the others."""
+    k = train.partition("random:")[2].partition("+")[0]
+    return TRAIN.index(train) if train in TRAIN else len(TRAIN), math.inf if k == "all" else int(k or 0), train
 
 
-def write_tables(runs: pd.DataFrame, papers: Path, folder: Path) -> None:
-    """tables/accuracy.md, printed too, and tables/accuracy.csv, a row per average in full precision."""
-    folder.mkdir(parents=True, exist_ok=True)
-    text = "\n\n".join(f"**{title}**: test accuracy in %, mean ± sample standard deviation (number of seeds)\n\n"
-                       + markdown(accuracy_table(group, published(papers, group.dataset.iloc[0]))) for title, group in recipes(runs))
-    (folder / "accuracy.md").write_text(text + "\n", encoding="utf-8")
-    over_seeds(runs).to_csv(folder / "accuracy.csv", index=False, float_format="%.6g", lineterminator="\n")
-    print(text)
+def published(dataset: str, measure: str = "test_acc") -> pd.DataFrame:
+    """The published figures on `dataset`; on the data set of which it is a variant, as cifar10-jpeg is of cifar10."""
+    table = pd.read_csv(PAPERS)
+    return table[(table.measure == measure) & table.dataset.map(lambda name: dataset == name or dataset.startswith(f"{name}-"))]
 
 
-def draw_accuracy_against_depth(runs: pd.DataFrame, papers: Path, folder: Path) -> None:
-    """A panel per data set: a line per --train at width 1, shaded by the standard deviation, and the published points of `bn`."""
+# ----------------------------------------------------------------------------------------------------- means, differences
+
+class Mean(NamedTuple):
+    """Over seeds: mean, sample standard deviation, number of seeds."""
+    mean: float
+    sd: float
+    seeds: int
+
+    @classmethod
+    def of(cls, runs: pd.DataFrame) -> Mean:
+        return cls(runs.test_acc.mean(), runs.test_acc.std(), len(runs))
+
+    def __str__(self):
+        return f"{self.mean:.1f}" + (f" ± {self.sd:.1f}" if self.seeds > 1 else "") + f" ({self.seeds})"
+
+
+class Difference(NamedTuple):
+    """Over pairs of equal seed: the mean difference, its 95 % t-interval, the number of pairs, and about how many would decide its sign."""
+    mean: float
+    low: float
+    high: float
+    pairs: int
+    needed: float
+
+    @classmethod
+    def of(cls, differences: pd.Series) -> Difference:
+        d, n, s = differences.mean(), len(differences), differences.std()
+        if n < 2:
+            return cls(d, -math.inf, math.inf, n, math.nan)
+        t = stats.t.ppf(0.975, n - 1)
+        half = t * s / math.sqrt(n)
+        return cls(d, d - half, d + half, n, (t * s / d) ** 2 if d else math.inf)
+
+    def __str__(self):
+        digits = 1 if abs(self.mean) >= 1 else 2
+        return signed(self.mean, digits) + (f" ({signed(self.low, digits)} to {signed(self.high, digits)})" if self.pairs > 1 else "")
+
+
+def signed(value: float, digits: int) -> str:
+    return f"{round(value, digits) + 0:+.{digits}f}".replace("-", "−")  # + 0: no negative zero
+
+
+def paired(a: pd.DataFrame, b: pd.DataFrame, value=lambda run: run.test_acc) -> Difference | None:
+    """`value` of the runs `a` minus that of the runs `b`, over the seeds that both have."""
+    values = [here.set_index("seed").apply(value, axis=1) if len(here) else pd.Series(dtype=float) for here in (a, b)]
+    differences = (values[0].astype(float) - values[1].astype(float)).dropna()
+    return Difference.of(differences) if len(differences) else None
+
+
+# ---------------------------------------------------------------------------------------------------------------- tables
+
+class Table(NamedTuple):
+    """Rows, as dictionaries, under a title. Where `across` names a column, its values become columns, in the order of `columns`, and show `value`."""
+    title: str
+    rows: list[dict]
+    across: str = ""
+    value: str = "test accuracy (%)"
+    columns: list = ()
+    note: str = ""
+
+    def shown(self) -> pd.DataFrame:
+        """As a reader sees it: everything is text, what is missing is empty."""
+        table = pd.DataFrame(self.rows)
+        if self.across:
+            index = [column for column in table if column not in (self.across, self.value)]
+            order = table[index].drop_duplicates()
+            table = table.pivot(index=index, columns=self.across, values=self.value)
+            table = table.reindex(pd.MultiIndex.from_frame(order) if len(index) > 1 else order[index[0]])
+            table = table[[column for column in self.columns if column in table]].rename_axis(columns=None).reset_index()
+        return table.map(cell)
+
+    def flat(self) -> pd.DataFrame:
+        """As a program reads it: a column for each part of a mean or a difference."""
+        def parts(row):
+            for key, value in row.items():
+                yield from ((f"{key}: {part}", x) for part, x in value._asdict().items()) if isinstance(value, (Mean, Difference)) else [(key, value)]
+        return pd.DataFrame([{"recipe": self.title} | dict(parts(row)) for row in self.rows])
+
+
+def cell(value) -> str:
+    if isinstance(value, str | tuple):
+        return str(value)
+    return "" if value is None or value != value else f"{value:,.0f}" if value >= 1000 else f"{value:g}"
+
+
+def usual_start(runs: pd.DataFrame) -> pd.DataFrame:
+    """Runs of this collection's own scripts that start as the main paper's do."""
+    return runs[(runs.experiment == "") & (runs.gamma_init == "uniform") & (runs.beta_init == "zeros") & (runs.weight_init == "he_normal")]
+
+
+def random_sweep(runs: pd.DataFrame) -> pd.Series:
+    """Whether a run trains random entries, and not as many as BatchNorm has parameters."""
+    return runs.train.str.contains("random:") & (runs.train != "random:2")
+
+
+def table_parameters(runs):
+    """How many parameters each choice trains, and all there are."""
+    for dataset, here in runs[(runs.experiment == "") & ~random_sweep(runs)].groupby("dataset"):
+        rows, papers = [], published(dataset, "params")
+        for (arch, width, depth), same in here.groupby(["arch", "width", "depth"]):
+            counts = same.drop_duplicates("train").set_index("train").params_trained.to_dict() | {"all": same.params_total.iloc[0]}
+            name = network_name(same.iloc[0])
+            rows += [{"network": name, "source": "ours", "trained": train, "parameters": int(count)} for train, count in counts.items() if count]
+            theirs = papers[(papers.arch == arch) & (papers.width == width) & (papers.depth == depth) & papers.train.isin(list(counts))]
+            rows += [{"network": name, "source": f"{p.source}, {p.dataset}", "trained": p.train, "parameters": int(p.value)} for p in theirs.itertuples()]
+        yield Table(dataset, rows, across="trained", value="parameters", columns=sorted({row["trained"] for row in rows}, key=rank))
+
+
+def table_accuracy(runs):
+    """Per --train and depth, beside the published figures and the difference to them."""
+    shown = pd.concat([usual_start(runs), runs[~runs.experiment.isin(["", "bn_init", "mlp_lenet"])]])  # and the experiments of a user
+    for name, group in recipes(shown[~random_sweep(shown)], "depth", "width", "train"):
+        papers = published(group.dataset.iloc[0])
+        papers = papers[(papers.arch == group.arch.iloc[0]) & papers.train.isin(list(group.train))]
+        rows = []
+
+        def add(train, source, values):
+            rows.extend({"trained": train, "source": source, "shape": shape_name(*shape), "test accuracy (%)": value} for shape, value in values.items())
+
+        for train in sorted(set(group.train), key=rank):
+            ours = {shape: Mean.of(same) for shape, same in group[group.train == train].groupby(["width", "depth"])}
+            add(train, "ours", ours)
+            for source, points in papers[papers.train == train].groupby(papers.source + ", " + papers.dataset):
+                theirs = {(p.width, p.depth): p.value for p in points.itertuples()}
+                add(train, source, theirs)
+                add(train, f"ours − {source}", {shape: signed(ours[shape].mean - theirs[shape], 1) for shape in ours if shape in theirs})
+        shapes = sorted({(r.width, r.depth) for r in [*group.itertuples(), *papers.itertuples()]})
+        yield Table(name, rows, across="shape", columns=[shape_name(*shape) for shape in shapes])
+
+
+def shape_name(width: int, depth: int) -> str:
+    return f"depth {depth}" + f" x{width}" * (width != 1)
+
+
+def table_random_params(runs):
+    """BatchNorm's γ and β against K randomly chosen parameters of each channel; K = 2 is as many."""
+    for name, group in recipes(usual_start(runs), "train"):
+        bn, rows = group[group.train == "bn"], []
+        for train in sorted(set(group.train), key=rank):
+            if train == "bn" or "random:" in train:
+                here = group[group.train == train]
+                rows.append({"trained": train, "parameters": int(here.params_trained.iloc[0]), "test accuracy (%)": Mean.of(here), "bn − it": None if train == "bn" else paired(bn, here)})
+        if any("random:" in row["trained"] for row in rows):
+            better = [row["trained"] for row in rows if row["bn − it"] and row["bn − it"].mean < 0]
+            note = f"The smallest K whose mean overtakes bn: {better[0]}." if better else "None of these overtakes bn." if len(bn) else ""
+            yield Table(name, rows, note=note)
+
+
+def table_depth_width(runs):
+    """Every depth at width 1 and every width at depth 14; then networks with as many BatchNorm parameters, deep against wide."""
+    for name, group in recipes(usual_start(runs).query("arch == 'resnet'"), "depth", "width"):
+        if group.width.max() == 1:
+            continue
+        shapes = {shape: same for shape, same in group.groupby(["width", "depth"])}
+        yield Table(f"{name}, {group.train.iloc[0]}", [{"depth": depth, "width": width, "parameters": int(same.params_trained.iloc[0]), "test accuracy (%)": Mean.of(same)}
+                    for (width, depth), same in shapes.items()])
+        if rows := [{"deep": f"depth {deep.depth.iloc[0]}", "wide": f"width {wide.width.iloc[0]}, depth {wide.depth.iloc[0]}", "parameters, deep": int(deep.params_trained.iloc[0]),
+                     "parameters, wide": int(wide.params_trained.iloc[0]), "deep − wide": paired(deep, wide)} for deep, wide in matched(group)]:
+            yield Table(f"{name}, {group.train.iloc[0]}, matched", rows)
+
+
+def matched(group: pd.DataFrame):
+    """Pairs of BN-only runs, deep ones of width 1 and wide ones of depth 14: the deepest with no more BatchNorm parameters, whose steps are of 448."""
+    bn = group[group.train == "bn"]
+    for _, wide in bn[(bn.depth == 14) & (bn.width > 1)].groupby("width"):
+        fewer = wide.params_trained.iloc[0] - bn.params_trained
+        if len(deep := bn[(bn.width == 1) & (0 <= fewer) & (fewer < 448)]):
+            yield deep, wide
+
+
+def table_initialisation(runs):
+    """How γ, β and the weights start (Frankle et al., appendix), against γ ~ U[0, 1], β = 0, He-normal weights."""
+    settings = ["gamma_init", "beta_init", "weight_init"]
+    for name, group in recipes(runs[runs.bn_weight.isna() & runs.bn.isna()], *settings):
+        if len(group[settings].drop_duplicates()) > 1:
+            usual = usual_start(group)
+            rows = [{"γ": gamma, "β": beta, "weights": weights, "test accuracy (%)": Mean.of(same), "it − usual": None if same.index.isin(usual.index).all() else paired(same, usual)}
+                    for (gamma, beta, weights), same in by_start(group)]
+            yield Table(f"{name}, {group.train.iloc[0]}", rows)
+
+
+def by_start(group: pd.DataFrame):
+    """Each start of γ, β and the weights with its runs: the usual one, then those with another γ, β, weights."""
+    usual = ("uniform", "zeros", "he_normal")
+    return sorted(group.groupby(["gamma_init", "beta_init", "weight_init"]), key=lambda cell: [(value != standard, value) for value, standard in zip(cell[0][::-1], usual[::-1])])
+
+
+def table_davis_frank(runs):
+    """γ started at bn_weight and slowed by c, everything trained, against γ = 1 and c = 1: the test accuracy at the best validation epoch."""
+    for name, group, baseline, others in davis_frank(runs):
+        rows = [{"γ at the start": 1.0, "c": 1.0, "input": "dataset", "test accuracy (%)": Mean.of(baseline), "gain": None, "p": ""}]
+        for (start, c, norm), same in others:
+            rows.append({"γ at the start": start, "c": c, "input": norm, "test accuracy (%)": Mean.of(same), "gain": paired(same, baseline), "p": p_value(same, baseline)})
+        yield Table(name, rows, note=f"p: one-sided paired t-test against the first line. {len(others)} comparisons: at p ≤ 0.05 about one in twenty is significant by chance.")
+
+
+def davis_frank(runs: pd.DataFrame):
+    """For each recipe its title, runs, baseline, and the other settings with their runs."""
+    settings = ["bn_weight", "c", "input_norm"]
+    for name, group in recipes(runs[runs.bn_weight.notna()], *settings, "gamma_init"):
+        cells = {setting: same for setting, same in group.groupby(settings, sort=False)}
+        baseline = cells.pop((1.0, 1.0, "dataset"), None)
+        if baseline is not None and cells:
+            yield name, group, baseline, list(cells.items())
+
+
+def p_value(a: pd.DataFrame, b: pd.DataFrame) -> str:
+    both = a.set_index("seed").test_acc.to_frame("a").join(b.set_index("seed").test_acc.rename("b"), how="inner")
+    return f"{stats.ttest_rel(both.a, both.b, alternative='greater').pvalue:.3g}" if len(both) > 2 else "too few seeds"
+
+
+def table_mlp_lenet(runs):
+    """MLPs and LeNet-5, with BatchNorm before and after the activation."""
+    for name, group in recipes(runs[runs.bn.notna()], "train", "bn"):
+        rows = [{"trained": train, "parameters": int(same.params_trained.iloc[0]), "BatchNorm": bn, "test accuracy (%)": Mean.of(same)}
+                for (bn, train), same in group.groupby(["bn", "train"])]
+        yield Table(name, sorted(rows, key=lambda row: rank(row["trained"])), across="BatchNorm", columns=["before", "after", "none"])
+
+
+def table_recipes(runs):
+    """Optimizers, schedules and batch sizes."""
+    settings = ["optimizer", "lr", "batch_size", "schedule", "warmup_epochs"]
+    for name, group in recipes(usual_start(runs), *settings, "momentum"):
+        if len(group[settings].drop_duplicates()) > 1:
+            rows = [{"optimizer": optimizer, "learning rate": lr, "batch size": size, "warm-up epochs": warmup, "schedule": schedule, "test accuracy (%)": Mean.of(same)}
+                    for (optimizer, lr, size, schedule, warmup), same in group.groupby(settings)]
+            yield Table(f"{name}, {group.train.iloc[0]}", rows, across="schedule", columns=["step", "cosine", "linear-cosine", "restarts", "exponential", "constant"])
+
+
+def table_precision(runs):
+    """The same runs in bf16 and in fp32."""
+    for name, group in recipes(usual_start(runs), "precision"):
+        fp32, bf16 = (group[group.precision == precision] for precision in ("fp32", "bf16"))
+        if len(fp32) and len(bf16):
+            yield Table(f"{name}, {group.train.iloc[0]}", [{"bf16: test accuracy (%)": Mean.of(bf16), "fp32: test accuracy (%)": Mean.of(fp32), "fp32 − bf16": paired(fp32, bf16)}])
+
+
+# ---------------------------------------------------------------------------------------------------------------- claims
+
+CLAIMS = {  # the reference's, in short; "bn" stands for a network of which only γ and β are trained
+    1: "bn: accuracy rises with depth", 2: "bn beats as many random parameters", 3: "bn: depth beats width at equal numbers of parameters",
+    4: "bn switches off more features, |γ| < 0.01, than all (points of share)", 5: "bn: such γ can be set to zero, change within ±0.5", 6: "γ and β matter in ordinary training",
+    7: "BatchNorm does better before the activation", 8: "a small γ, slowly trained, improves all", 9: "all layers frozen is chance, within ±5", 10: "the shortcuts hold something back",
+    11: "γ and β move further from their start under bn than under all (mean distance)",
+}
+
+
+def table_claims(runs):
+    """A verdict on each claim and case, by data set. Where several recipes have the runs, the longest of three seeds or more speaks, else the longest."""
+    for dataset, here in runs.groupby("dataset"):
+        found = {}
+        for claim, case, recipe, epochs, figure, verdict in claims(here):
+            row = {"claim": f"{claim}. {CLAIMS[claim]}", "case": case, "ours": figure, "seeds": figure.pairs, "verdict": verdict, "recipe": recipe.removeprefix(f"{dataset}, ")}
+            found.setdefault((claim, case), []).append(((figure.pairs > 2, epochs, figure.pairs), row))
+        rows = [max(rows, key=lambda entry: entry[0])[1] for (claim, _), rows in sorted(found.items(), key=lambda item: item[0][0])]
+        missing = [f"{claim} ({text})" for claim, text in CLAIMS.items() if claim not in {claim for claim, _ in found}]
+        if rows:
+            yield Table(dataset, rows, note=f"Not run on {dataset}: {'; '.join(missing)}." * bool(missing))
+
+
+def claims(runs: pd.DataFrame):
+    """For each case of a claim and each recipe: claim, case, recipe, its epochs, our figure, and the verdict."""
+    yield from claims_on_resnets(runs)
+    yield from claims_on_mlps(runs)
+    for recipe, group, baseline, others in davis_frank(runs):
+        for (start, c, norm), same in others:
+            if (start, c) == (0.1, 100) and (figure := paired(same, baseline)):
+                case = f"γ from 0.1, rate / 100, input {norm} − usual, {network_name(group.iloc[0])}"
+                yield 8, case, recipe, group.epochs.max(), figure, significant(p_value(same, baseline), len(others))
+
+
+def claims_on_resnets(runs: pd.DataFrame):
+    for recipe, group in recipes(usual_start(runs).query("arch == 'resnet'"), "depth", "width", "train"):
+        at = {(train, depth): same for (train, depth), same in group[group.width == 1].groupby(["train", "depth"])}
+
+        def against(a, b, depth, value=accuracy):
+            return paired(at[a, depth], at[b, depth], value) if (a, depth) in at and (b, depth) in at else None
+
+        depths = sorted(depth for train, depth in at if train == "bn")
+        cases = [(1, f"depth {depths[-1]} − depth {depths[0]}", paired(at["bn", depths[-1]], at["bn", depths[0]]), sign)] if len(depths) > 1 else []
+        cases += [(3, f"depth {deep.depth.iloc[0]} − width {wide.width.iloc[0]}", paired(deep, wide), sign) for deep, wide in matched(group)]
+        for d in sorted({depth for _, depth in at}):
+            cases += [(2, f"bn − random:2, depth {d}", against("bn", "random:2", d), sign),
+                      (4, f"bn − all, depth {d}", against("bn", "all", d, share_of_small_gammas), sign),
+                      (5, f"pruned − as trained, depth {d}", alone(at.get(("bn", d)), change_by_pruning), within(0.5)),
+                      (6, f"all − all-bn, depth {d}", against("all", "all-bn", d), sign),
+                      (9, f"none − chance, depth {d}", alone(at.get(("none", d)), lambda run: run.test_acc - 100 / run.classes), near(5)),
+                      (10, f"bn+shortcut − bn, depth {d}", against("bn+shortcut", "bn", d), sign),
+                      (11, f"γ, bn − all, depth {d}", against("bn", "all", d, lambda run: distance(run, "gamma")), sign),
+                      (11, f"β, bn − all, depth {d}", against("bn", "all", d, lambda run: distance(run, "beta")), sign)]
+        yield from ((claim, case, recipe, group.epochs.max(), figure, verdict(figure)) for claim, case, figure, verdict in cases if figure)
+
+
+def claims_on_mlps(runs: pd.DataFrame):
+    for recipe, group in recipes(runs[runs.bn.isin(["before", "after"])], "bn", "train"):
+        network, at = network_name(group.iloc[0]), {(place, train): same for (place, train), same in group.groupby(["bn", "train"])}
+        pairs = [(7, f"before − after, {train}, {network}", ("before", train), ("after", train)) for train in ("bn", "all")]
+        pairs += [(2, f"bn − random:2, {network}, BatchNorm {place}", (place, "bn"), (place, "random:2")) for place in ("before", "after")]
+        for claim, case, a, b in pairs:
+            if a in at and b in at and (figure := paired(at[a], at[b])):
+                yield claim, case, recipe, group.epochs.max(), figure, sign(figure)
+
+
+def accuracy(run) -> float:
+    return run.test_acc
+
+
+def alone(runs: pd.DataFrame | None, value) -> Difference | None:
+    values = pd.Series(dtype=float) if runs is None else runs.apply(value, axis=1).astype(float).dropna()
+    return Difference.of(values) if len(values) else None
+
+
+def share_of_small_gammas(run) -> float:
+    learned = beside(run.path, "bn")
+    return math.nan if learned is None else 100 * (learned.gamma.abs() < 0.01).mean()
+
+
+def distance(run, which: str) -> float:
+    learned = beside(run.path, "bn")
+    return math.nan if learned is None else (learned[which] - learned[f"{which}_init"]).abs().mean()
+
+
+def change_by_pruning(run) -> float:
+    pruned = beside(run.path, "prune")
+    return math.nan if pruned is None else pruned.test_acc[pruned.threshold == 0.01].iloc[0] - pruned.test_acc.iloc[0]
+
+
+def sign(d: Difference) -> str:
+    """By the side of 0 on which the 95 % interval lies."""
+    if d.pairs < 2:
+        return "open (1 seed)"
+    return "confirmed" if d.low > 0 else "contradicted" if d.high < 0 else f"open (about {math.ceil(d.needed):,} seeds would decide)" if d.needed < 1e4 else "open"
+
+
+def within(points: float):
+    """Whether the interval lies within `points` of 0, or wholly outside."""
+    return lambda d: "open (1 seed)" if d.pairs < 2 else "confirmed" if -points <= d.low and d.high <= points else "contradicted" if d.low > points or d.high < -points else "open"
+
+
+def near(points: float):
+    """Whether the mean does."""
+    return lambda d: "confirmed" if abs(d.mean) <= points else "contradicted"
+
+
+def significant(p: str, comparisons: int) -> str:
+    if p == "too few seeds":
+        return f"open ({p})"
+    return ("confirmed" if float(p) <= 0.05 else "contradicted" if float(p) >= 0.95 else "open") + f" (one-sided p = {p}, {comparisons} comparisons)"
+
+
+# --------------------------------------------------------------------------------------------------------------- figures
+# Each draws one data set at the width of a column. Okabe and Ito's palette, which colour-blind readers tell apart; markers and dashes do so in gray.
+
+STYLE = dict(zip(TRAIN, (("#000000", "o", "-"), ("#56B4E9", "v", "-"), ("#E69F00", "s", "-"), ("#882255", "P", "-"), ("#D55E00", "D", "-"),
+                         ("#CC79A7", "^", "--"), ("#009E73", "<", "--"), ("#999933", "h", ":"), ("#0072B2", "X", ":"), ("#888888", "*", ":"))))
+RANDOM = ("#332288", "p", "-.")  # random:K
+
+
+def style(train: str) -> dict:
+    colour, marker, dashes = STYLE.get(train, RANDOM if train.startswith("random") else ("#666666", ".", "-"))
+    return {"color": colour, "marker": marker, "linestyle": dashes}
+
+
+def main_recipe(runs: pd.DataFrame, *varied: str, having=lambda group: True):
+    """Title and runs of the recipe of the most epochs, then seeds, then settings, among those `having` what a figure needs; None, None where there is none."""
+    found = [(name, group) for name, group in recipes(runs, *varied) if having(group)]
+    return max(found, default=(None, None), key=lambda f: (f[1].epochs.max(), f[1].seed.nunique(), len(f[1].drop_duplicates(list(varied)))))
+
+
+def deepest(runs: pd.DataFrame, *trains: str):
+    """Title and runs of a ResNet of width 1 of which all of `trains` were run under one recipe: of the most epochs, then the deepest, then of the most seeds."""
+    found = [(name, group) for name, group in recipes(usual_start(runs).query("arch == 'resnet' and width == 1"), "train") if set(trains) <= set(group.train)]
+    return max(found, default=(None, None), key=lambda f: (f[1].epochs.max(), f[1].depth.iloc[0], f[1].seed.nunique()))
+
+
+def seeds(*cells: pd.DataFrame) -> str:
+    """The number of seeds of each of `cells`, as a legend shows it."""
+    fewest, most = (f(runs.seed.nunique() for runs in cells) for f in (min, max))
+    return f"{fewest}{f'–{most}' * (most > fewest)} seed{'s' * (most > 1)}"
+
+
+def panel(name: str, xlabel: str, ylabel: str, columns: int = 1):
+    """A figure of `columns` panels side by side, 3.4 inches wide in all, as a column of a paper."""
     import matplotlib
     matplotlib.use("Agg")
     import matplotlib.pyplot as plt
+    plt.rcParams.update({"font.size": 7, "axes.titlesize": 7, "legend.fontsize": 6, "lines.markersize": 3.5, "lines.linewidth": 1, "axes.spines.top": False, "axes.spines.right": False,
+                         "legend.frameon": False, "pdf.fonttype": 42})
+    figure, axes = plt.subplots(1, columns, figsize=(3.4, 2.6), squeeze=False, layout="constrained", sharey=columns > 1)
+    figure.suptitle(name, fontsize=7)
+    for axis in axes[0]:
+        axis.set(xlabel=xlabel)
+    axes[0, 0].set(ylabel=ylabel)
+    return figure, axes[0]
 
-    runs = runs[runs.experiment.isin(["bn_only", "depth_width"])].drop(columns="experiment").drop_duplicates("run")
-    means = over_seeds(runs).query("width == 1 and arch == 'resnet'")
-    if means.empty:
-        return
-    recipe = [column for column in means.columns if column not in ("depth", "params_total", "params_trained", "mean", "sd", "seeds")]
-    datasets = list(dict.fromkeys(means.dataset))
-    figure, axes = plt.subplots(1, len(datasets), figsize=(0.6 + 3.6 * len(datasets), 3.4), squeeze=False, layout="constrained")
-    for axis, dataset in zip(axes[0], datasets):
-        here = means[means.dataset == dataset]
-        for train in sorted(set(here.train), key=rank):
-            line = here[here.train == train]  # of its recipes the one with the most runs, then the longest
-            line = max((recipe for _, recipe in line.groupby(recipe, dropna=False)), key=lambda r: (r.seeds.sum(), r.epochs.iloc[0])).sort_values("depth")
-            colour, marker, dashes = STYLE.get(train, ("#666666", ".", "-"))
-            seeds = "–".join(map(str, sorted({line.seeds.min(), line.seeds.max()}))) + (" seeds" if line.seeds.max() > 1 else " seed")
-            epochs = "" if train == "none" else f", {line.epochs.iloc[0]} epochs"
-            axis.plot(line.depth, line["mean"], color=colour, marker=marker, linestyle=dashes, markersize=5,
-                      label=f"{train} ({seeds}{epochs})")
-            axis.fill_between(line.depth, line["mean"] - line.sd, line["mean"] + line.sd, color=colour, alpha=0.2, linewidth=0)
-        for source, points in published(papers, dataset).query("train == 'bn'").groupby("source"):
-            axis.plot(points.depth, points.test_acc, color=STYLE["bn"][0], marker={"F": "o", "V": "s", "M": "^"}.get(source[0], "x"), markerfacecolor="none",
-                      linestyle="none", label=f"bn, {source} ({points.dataset.iloc[0]})")
-        axis.axhline(100 / here.classes.iloc[0], color="#888888", linewidth=0.8, linestyle=(0, (1, 3)), label="chance")
-        depths = sorted({*here.depth, *published(papers, dataset).depth})
-        axis.set(title=dataset, xlabel="depth (layers)", ylabel="test accuracy (%)", xscale="log", ylim=(0, 100))
-        axis.set_xticks(depths, [str(d) for d in depths])
-        axis.minorticks_off()
-        axis.legend(fontsize=6, loc="upper left", bbox_to_anchor=(0, -0.2), ncols=2, frameon=False)
+
+def draw_line(axis, x, values: list[Mean], label: str, **look) -> None:
+    """Means joined by a line, with the standard deviation as a shade."""
+    mean, sd = pd.Series([v.mean for v in values]), pd.Series([v.sd for v in values]).fillna(0)
+    axis.plot(x, mean, label=label, **look)
+    axis.fill_between(x, mean - sd, mean + sd, color=look["color"], alpha=0.2, linewidth=0)
+
+
+def legend_below(axis, columns: int = 2) -> None:
+    axis.figure.legend(*axis.get_legend_handles_labels(), loc="outside lower center", ncols=columns)
+
+
+def ticks(axis, values) -> None:
+    axis.set_xticks(values, [str(value) for value in values])
+    axis.minorticks_off()
+
+
+def lines_of_train(axis, group: pd.DataFrame, by: str) -> None:
+    """A line per --train over `by`; its label tells the number of seeds and, where lines differ in them, of epochs."""
+    for train in sorted(set(group.train), key=rank):
+        line = group[group.train == train]
+        points = {x: same for x, same in line.groupby(by)}
+        label = f"{train} ({seeds(*points.values())}"
+        label += f", {line.epochs.iloc[0]} epochs)" if train != "none" and group[group.train != "none"].epochs.nunique() > 1 else ")"
+        draw_line(axis, list(points), [Mean.of(same) for same in points.values()], label, **style(train))
+    chance(axis, group)
+
+
+def chance(axis, group: pd.DataFrame) -> None:
+    axis.axhline(100 / group.classes.iloc[0], color="#888888", linewidth=0.6, linestyle=(0, (1, 3)), label="chance")
+    axis.set(ylim=(0, 100))
+
+
+def figure_accuracy_depth(runs):
+    """Accuracy against depth, at width 1, with the published points. Each --train by the longest recipe it was run with."""
+    narrow = usual_start(runs).query("arch == 'resnet' and width == 1")
+    lines = [main_recipe(here, "depth")[1] for _, here in narrow[~random_sweep(narrow)].groupby("train")]
+    papers = published(runs.dataset.iloc[0]).query("width == 1")
+    if not lines or (group := pd.concat(lines)).depth.nunique() < 2 and papers.empty:
+        return None
+    figure, (axis,) = panel(group.dataset.iloc[0] + f", {group.epochs.max()} epochs" * (group[group.train != "none"].epochs.nunique() == 1), "depth (layers)", "test accuracy (%)")
+    lines_of_train(axis, group, "depth")
+    markers = dict(zip(papers.source.unique(), "os^vD<>"))
+    for (train, source), points in papers[papers.train.isin(list(group.train))].groupby(["train", "source"]):
+        axis.plot(points.depth, points.value, **style(train) | {"linestyle": "none", "marker": markers[source], "markerfacecolor": "none"}, label=f"{train}, {source}, {points.dataset.iloc[0]}")
+    axis.set(xscale="log")
+    ticks(axis, sorted({*group.depth, *papers.depth}))
+    legend_below(axis)
+    return figure
+
+
+def figure_accuracy_width(runs):
+    """Accuracy against width, at depth 14."""
+    name, group = main_recipe(usual_start(runs).query("arch == 'resnet' and depth == 14"), "width", "train", having=lambda g: g.width.nunique() > 1)
+    if group is None:
+        return None
+    figure, (axis,) = panel(name, "width (factor on the channels)", "test accuracy (%)")
+    lines_of_train(axis, group, "width")
+    axis.set(xscale="log")
+    ticks(axis, sorted(set(group.width)))
+    legend_below(axis)
+    return figure
+
+
+def figure_accuracy_parameters(runs):
+    """Accuracy against the number of trained parameters, for whatever is trained and whatever the shape."""
+    name, group = main_recipe(usual_start(runs).query("arch == 'resnet' and train != 'none'"), "depth", "width", "train", having=lambda g: g.params_trained.nunique() > 2)
+    if group is None:
+        return None
+    figure, (axis,) = panel(name, "trained parameters", "test accuracy (%)")
+    group = group.assign(kind=group.train.str.replace(r"random:\w+", "random:K", regex=True))
+    for kind in sorted(set(group.kind), key=rank):
+        points = [(same.params_trained.iloc[0], Mean.of(same)) for _, same in group[group.kind == kind].groupby(["train", "depth", "width"])]
+        axis.errorbar([count for count, _ in points], [m.mean for _, m in points], [0 if m.seeds == 1 else m.sd for _, m in points],
+                      **style(kind) | {"linestyle": "none"}, elinewidth=0.6, label=f"{kind} ({seeds(group[group.kind == kind])})")
+    chance(axis, group)
+    axis.set(xscale="log")
+    legend_below(axis, 3)
+    return figure
+
+
+@cache
+def curve(path: Path) -> pd.Series:
+    return pd.read_csv(path, usecols=["epoch", "test_acc"]).set_index("epoch").test_acc
+
+
+def figure_learning_curves(runs):
+    """Test accuracy epoch by epoch, of the deepest network."""
+    name, group = deepest(runs, "bn")
+    if group is None:
+        return None
+    figure, (axis,) = panel(name, "epoch", "test accuracy (%)")
+    for train in sorted(set(group.train) - {"none"}, key=rank):
+        here = group[group.train == train]
+        curves = pd.concat([curve(path) for path in here.path], axis=1)
+        draw_line(axis, curves.index, [Mean(m, s, 0) for m, s in zip(curves.mean(axis=1), curves.std(axis=1))], f"{train} ({seeds(here)})", **style(train) | {"marker": ""})
+    axis.set(ylim=(0, 100))
+    legend_below(axis)
+    return figure
+
+
+def learned_by(group: pd.DataFrame, train: str) -> list[pd.DataFrame]:
+    return [table for path in group[group.train == train].path if (table := beside(path, "bn")) is not None]
+
+
+def figure_gamma_beta(runs):
+    """Histograms of γ and β after training, BN-only against everything."""
+    name, group = deepest(runs, "bn", "all")
+    if group is None or not all(learned_by(group, train) for train in ("bn", "all")):
+        return None
+    figure, axes = panel(name, "", "channels (%)", columns=2)
+    for axis, which, letter in zip(axes, ("gamma", "beta"), "γβ"):
+        values = {train: pd.concat(learned_by(group, train))[which] for train in ("bn", "all")}
+        low, high = (pd.concat(values.values()).quantile(q) for q in (0.002, 0.998))
+        for train, value in values.items():
+            axis.hist(value.clip(low, high), bins=50, range=(low, high), weights=[100 / len(value)] * len(value), histtype="step", linestyle=style(train)["linestyle"] if train == "bn" else "--",
+                      color=style(train)["color"], label=f"{train} ({seeds(group[group.train == train])})")
+        axis.set(xlabel=letter)
+    legend_below(axes[0])
+    return figure
+
+
+def figure_small_gammas(runs):
+    """Share of |γ| < 0.01 in each BatchNorm, from the input to the output."""
+    name, group = deepest(runs, "bn", "all")
+    if group is None or not all(learned_by(group, train) for train in ("bn", "all")):
+        return None
+    figure, (axis,) = panel(name, "BatchNorm layer, from the input on", "share of |γ| < 0.01 (%)")
+    for train in ("bn", "all"):
+        shares = pd.concat([100 * (table.gamma.abs() < 0.01).groupby(table.layer, sort=False).mean() for table in learned_by(group, train)], axis=1)
+        draw_line(axis, range(1, len(shares) + 1), [Mean(m, s, 0) for m, s in zip(shares.mean(axis=1), shares.std(axis=1))], f"{train} ({seeds(group[group.train == train])})",
+                  **style(train) | {"marker": "", "linestyle": "-" if train == "bn" else "--"})
+    axis.set(ylim=(0, None))
+    legend_below(axis)
+    return figure
+
+
+def figure_pruning(runs):
+    """Accuracy after every γ below a threshold is set to zero."""
+    name, group = deepest(runs, "bn")
+    if group is None:
+        return None
+    figure, (axis,) = panel(name, "threshold on |γ| (0: as trained)", "test accuracy (%)")
+    for train in sorted(set(group.train) & {"bn", "all", "bn+output", "gamma"}, key=rank):
+        tables = [table.set_index("threshold").test_acc for path in group[group.train == train].path if (table := beside(path, "prune")) is not None]
+        if tables:
+            accuracies = pd.concat(tables, axis=1)
+            draw_line(axis, range(len(accuracies)), [Mean(m, s, 0) for m, s in zip(accuracies.mean(axis=1), accuracies.std(axis=1))], f"{train} ({seeds(group[group.train == train])})", **style(train))
+            axis.set_xticks(range(len(accuracies)), [f"{threshold:g}" for threshold in accuracies.index])
+    axis.set(ylim=(0, 100))
+    legend_below(axis)
+    return figure
+
+
+def figure_relu_active(runs):
+    """How often each ReLU is active on the test images: BN-only, everything, nothing trained."""
+    name, group = deepest(runs, "bn", "all")
+    if group is None or not all(learned_by(group, train) for train in ("bn", "all")):
+        return None
+    figure, (axis,) = panel(name, "share of test activations above zero (%)", "channels (%)")
+    for train, dashes in (("all", "--"), ("bn", "-"), ("none", ":")):
+        if tables := learned_by(group, train):
+            active = 100 * pd.concat(tables).active.dropna()
+            axis.hist(active, bins=40, range=(0, 100), weights=[100 / len(active)] * len(active), histtype="step", linestyle=dashes, color=style(train)["color"],
+                      label=f"{train} ({seeds(group[group.train == train])})")
+    legend_below(axis, 3)
+    return figure
+
+
+def figure_random_params(runs):
+    """Accuracy against the number of random entries of each channel, BatchNorm's own beside it."""
+    name, group = main_recipe(usual_start(runs), "train", having=lambda g: g.train.str.fullmatch(r"random:\w+").sum() > 1)
+    if group is None:
+        return None
+    figure, (axis,) = panel(name, "random entries of each channel that are trained", "test accuracy (%)")
+    swept = sorted({train for train in group.train if train.startswith("random:") and "+" not in train}, key=rank)
+    draw_line(axis, range(len(swept)), [Mean.of(group[group.train == train]) for train in swept], f"random:K ({seeds(group[group.train == swept[0]])})", **style("random"))
+    if len(bn := group[group.train == "bn"]):
+        at = Mean.of(bn)
+        draw_line(axis, [0, len(swept) - 1], [at, at], f"bn, as many parameters as K = 2 ({seeds(bn)})", **style("bn") | {"marker": ""})
+    axis.set_xticks(range(len(swept)), [train.removeprefix("random:") for train in swept])
+    legend_below(axis)
+    return figure
+
+
+def figure_initialisation(runs):
+    """Accuracy by how γ, β and the weights start."""
+    settings = ["gamma_init", "beta_init", "weight_init"]
+    name, group = main_recipe(runs[runs.bn_weight.isna() & runs.bn.isna()], *settings, having=lambda g: len(g[settings].drop_duplicates()) > 1)
+    if group is None:
+        return None
+    figure, (axis,) = panel(f"{name}, {group.train.iloc[0]}", "test accuracy (%)", "")
+    starts = by_start(group)[::-1]
+    values = [Mean.of(same) for _, same in starts]
+    axis.errorbar([m.mean for m in values], range(len(starts)), xerr=[0 if m.seeds == 1 else m.sd for m in values], **style("bn") | {"linestyle": "none"}, elinewidth=0.8, capsize=2,
+                  label=f"mean ± standard deviation ({seeds(*(same for _, same in starts))})")
+    axis.set_yticks(range(len(starts)), ["γ {}, β {}, {}".format(*setting) for setting, _ in starts])
+    legend_below(axis)
+    return figure
+
+
+# ---------------------------------------------------------------------------------------------------------- command line
+
+LATEX = str.maketrans({"±": r"$\pm$", "−": "$-$", "γ": r"$\gamma$", "β": r"$\beta$", "ö": r"\"{o}", "é": r"\'e", "≤": r"$\le$", "×": r"$\times$", "|": r"\textbar{}", "<": r"\textless{}"})
+COMMANDS = {  # what makes the runs of each table and figure
+    "parameters": "exp_bn_only.py --dataset digits", "accuracy": "exp_bn_only.py --dataset digits", "random_params": "exp_random_params.py --dataset digits --seeds 0 1 2 3 4",
+    "depth_width": "exp_depth_width.py --dataset digits --seeds 0 1 2 3 4", "initialisation": "exp_bn_init.py frankle --dataset digits --gamma-init uniform ones --seeds 0 1 2 3 4",
+    "davis_frank": "exp_bn_init.py davis_frank --dataset digits --network cifar_resnet14 --seeds 1 2 3 4 5", "mlp_lenet": "exp_mlp_lenet.py --bn before after --train bn all --seeds 0 1 2 3 4",
+    "recipes": "exp_bn_only.py --dataset digits --schedule cosine", "precision": "exp_bn_only.py --dataset digits --precision fp32", "claims": "exp_bn_only.py --dataset digits",
+    "accuracy_depth": "exp_depth_width.py --dataset digits --widths 1", "accuracy_width": "exp_depth_width.py --dataset digits --depths 14",
+    "accuracy_parameters": "exp_depth_width.py --dataset digits", "learning_curves": "exp_bn_only.py --dataset digits", "gamma_beta": "exp_bn_only.py --dataset digits --train all",
+    "small_gammas": "exp_bn_only.py --dataset digits --train all", "pruning": "exp_bn_only.py --dataset digits", "relu_active": "exp_bn_only.py --dataset digits --train all",
+}
+TABLES = {name.removeprefix("table_"): make for name, make in list(globals().items()) if name.startswith("table_")}
+FIGURES = {name.removeprefix("figure_"): make for name, make in list(globals().items()) if name.startswith("figure_")}
+
+
+def markdown(table: pd.DataFrame) -> str:
+    rows = [table.columns, ["---"] * len(table.columns), *table.values]
+    return "\n".join("| " + " | ".join(str(cell).replace("|", "\\|") for cell in row) + " |" for row in rows)
+
+
+def latex(table: pd.DataFrame, caption: str) -> str:
+    """With \\usepackage{booktabs}."""
+    return table.rename(columns=str).to_latex(index=False, escape=True, caption=caption.replace("_", r"\_").replace("%", r"\%")).translate(LATEX)
+
+
+def write_table(name: str, tables: list[Table], folder: Path, formats: set[str]) -> None:
     folder.mkdir(parents=True, exist_ok=True)
-    for suffix in ("png", "pdf"):
-        figure.savefig(folder / f"accuracy_depth.{suffix}", dpi=200, bbox_inches="tight")
-    plt.close(figure)
+    about = " ".join(TABLES[name].__doc__.split())
+    means = ", mean ± sample standard deviation (number of seeds)" * any(isinstance(value, Mean) for table in tables for row in table.rows for value in row.values())
+    differences = "; differences over paired seeds with their 95 % interval" * any(isinstance(value, Difference) for table in tables for row in table.rows for value in row.values())
+    text = "\n\n".join([f"{about.rstrip('.')}{means}{differences}.", *(f"**{t.title}**\n\n{markdown(t.shown())}" + f"\n\n{t.note}" * bool(t.note) for t in tables)]) + "\n"
+    print(f"# {name}\n\n{text}")
+    if "md" in formats:
+        (folder / f"{name}.md").write_text(text, encoding="utf-8")
+    if "tex" in formats:
+        (folder / f"{name}.tex").write_text("\n".join(latex(t.shown(), f"{t.title}{means}. {t.note}".strip()) for t in tables), encoding="utf-8")
+    if "csv" in formats:
+        pd.concat([t.flat() for t in tables]).to_csv(folder / f"{name}.csv", index=False, float_format="%.6g", lineterminator="\n")
 
 
 def main(argv=None) -> int:
     p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    p.add_argument("--only", nargs="+", choices=list(COMMANDS), metavar="NAME", help=f"of the tables ({', '.join(TABLES)}) and figures ({', '.join(FIGURES)})")
+    p.add_argument("--dataset", help="of this data set alone")
     p.add_argument("--results", type=Path, default=Path("results"), metavar="FOLDER", help="default results")
     p.add_argument("--out", type=Path, default=Path("."), metavar="FOLDER", help="where tables/ and figures/ go (default here)")
+    p.add_argument("--format", nargs="+", choices=["md", "tex", "csv", "png", "pdf"], default=["md", "tex", "csv", "png", "pdf"], help="default all")
     args = p.parse_args(argv)
     runs = read_runs(args.results)
-    if runs.empty:
-        print(f"no finished run in {args.results} yet: python exp_bn_only.py --dataset digits makes one")
-        return 0
-    papers = Path(__file__).with_name("published.csv")
-    write_tables(runs, papers, args.out / "tables")
-    draw_accuracy_against_depth(runs, papers, args.out / "figures")
+    if args.dataset:
+        runs = runs[runs.dataset == args.dataset]
+    formats = set(args.format)
+    for name in args.only or COMMANDS:
+        tables = list(TABLES[name](runs)) if name in TABLES and len(runs) else []
+        figures = {dataset: figure for dataset, here in runs.groupby("dataset") if (figure := FIGURES[name](here))} if name in FIGURES else {}
+        if tables:
+            write_table(name, tables, args.out / "tables", formats)
+        for dataset, figure in figures.items():
+            save(figure, args.out / "figures" / f"{name}-{dataset}", formats)
+        if not tables and not figures:
+            print(f"{name}: not run yet: python {COMMANDS[name]}")
     return 0
+
+
+def save(figure, path: Path, formats: set[str]) -> None:
+    import matplotlib.pyplot as plt
+    path.parent.mkdir(parents=True, exist_ok=True)
+    for suffix, metadata in (("png", {"Software": None}), ("pdf", {"CreationDate": None})):
+        if suffix in formats:
+            figure.savefig(path.with_name(f"{path.name}.{suffix}"), dpi=200, metadata=metadata)
+    plt.close(figure)
 
 
 if __name__ == "__main__":

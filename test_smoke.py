@@ -13,6 +13,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
+import scipy.stats
 import torch
 from filelock import FileLock
 from PIL import Image
@@ -26,6 +27,7 @@ import exp_mlp_lenet
 import exp_random_params
 import models
 import plots
+import predict
 import records
 
 HERE = Path(__file__).parent
@@ -513,7 +515,7 @@ def test_davis_frank_groups_and_start():
     data = common.load_data(args)
     model = common.build_model(args, data)
     exp_bn_init.start_linear_layers(model, 1)
-    model = exp_bn_init.normalise_input(model, data, args)
+    model = exp_bn_init.normalise_input(model, data, 0.1)
     optimizer, scheduler = exp_bn_init.recipe(model, args)
     decay, plain, gamma = optimizer.param_groups
     assert (decay["weight_decay"], plain["weight_decay"], gamma["weight_decay"]) == (1e-4, 0, 0) and gamma["lr"] == pytest.approx(0.001) and decay["lr"] == plain["lr"] == 0.1
@@ -907,22 +909,140 @@ def test_plots_average_seeds_and_nothing_else(capsys):
     capsys.readouterr()
     assert plots.main(["--out", "out"]) == 0
     printed = capsys.readouterr()
-    table = pd.read_csv("out/tables/accuracy.csv")
-    assert sorted(table.seeds) == [1, 1, 1, 1, 1, 2] and "**other: digits, 1 epochs, fp32, subset 150, batch_size 50, own 2.0" in printed.out and set(table.train) == {"bn", "none"}
+    table = pd.read_csv("out/tables/accuracy.csv").rename(columns=lambda c: c.removeprefix("test accuracy (%): "))
+    assert sorted(table.seeds) == [1, 1, 1, 1, 1, 1, 2] and "**other: digits, 1 epochs, fp32, subset 150, batch_size 50, own 2" in printed.out and set(table.trained) == {"bn", "none"}
     mine = [float(rows(p)[-1]["test_acc"]) for p in Path("results/bn_only").glob("resnet8-w1-digits-bn-s[01]-*[0-9a-f].csv")]
     pair = table[table.seeds == 2].iloc[0]
     assert pair["mean"] == pytest.approx(np.mean(mine), rel=1e-5) and pair.sd == pytest.approx(np.std(mine, ddof=1), rel=1e-4)
     assert f"{np.mean(mine):.1f} ± {np.std(mine, ddof=1):.1f} (2)" in printed.out and "lr 0.01" in printed.out
     assert all(f"{what}" in printed.err for what in ("diverged", "unfinished, 1 of 3", str(broken)))
     for kind in ("png", "pdf"):
-        assert Path(f"out/figures/accuracy_depth.{kind}").stat().st_size > 5000
+        assert Path(f"out/figures/learning_curves-digits.{kind}").stat().st_size > 5000
 
 
-def test_plots_set_published_figures_beside_a_variant_of_the_data_set():
-    papers = HERE / "published.csv"
-    assert set(plots.published(papers, "cifar10-jpeg").source) >= {"Frankle et al. 2021", "Vinod 2020"}
-    assert plots.published(papers, "cifar100").empty and plots.published(papers, "digits").empty
+def pretend(seed, test_acc, folder="bn_only", template=[], **settings):
+    """A run's CSV with these settings and this accuracy, made from that of a real one."""
+    if not template:
+        assert run("--epochs", 1, "--depth", 14, "--subset", 1438, "--results", "template") == 0
+        template.append(pd.read_csv(the_csv("template")).assign(subset="all", batch_size=128))
+    name = "-".join(map(str, [seed, *settings.values()]))
+    table = template[0].assign(experiment=folder, run=name, seed=seed, test_acc=test_acc, **settings)
+    path = Path("results", folder, f"{name}.csv")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    table.to_csv(path, index=False)
+
+
+def verdicts() -> dict[str, str]:
+    assert plots.main(["--only", "claims", "--out", "out", "--format", "csv"]) == 0
+    return pd.read_csv("out/tables/claims.csv").set_index("case").verdict.to_dict()
+
+
+def test_claims_are_judged_by_the_interval_over_paired_seeds():
+    for seed, noise in enumerate((-1, 0, 1)):
+        for train, accuracy in (("bn", 70 + 10 * seed), ("random:2", 50 + 10 * seed + noise), ("all", 90), ("all-bn", 90 + 2 * noise), ("bn+shortcut", 60 + 10 * seed), ("none", 14)):
+            pretend(seed, accuracy, train=train)
+        pretend(seed, 69 + 10 * seed + noise, train="bn", depth=44, params_trained=3360)
+        pretend(seed, 70 + 10 * seed, train="bn", depth=14, width=3, params_trained=3360)
+    found = verdicts()
+    # The seeds differ by 20 points and the pairs by 2: the pairs count. t(2 degrees, 97.5 %) = 4.303, s = 1: 20 ± 2.5.
+    assert found["bn − random:2, depth 14"] == "confirmed" and found["bn+shortcut − bn, depth 14"] == "contradicted"
+    assert found["depth 44 − width 3"].startswith("open (about 19 seeds")  # −1 ± 2.5: (4.303 · 1 / 1)²
+    assert found["all − all-bn, depth 14"] == "open" and found["none − chance, depth 14"] == "confirmed"
+    table = pd.read_csv("out/tables/claims.csv").set_index("case")
+    assert table.loc["bn − random:2, depth 14", ["ours: low", "ours: high", "seeds"]].tolist() == pytest.approx([20 - 2.484, 20 + 2.484, 3], abs=1e-3)
+    for seed in range(3):
+        pretend(seed, 16, train="none")
+    assert verdicts()["none − chance, depth 14"] == "contradicted"
+
+
+def test_davis_frank_is_judged_by_a_one_sided_paired_test():
+    for seed, gain in enumerate((1, 2, 1.5)):
+        for weight, c, accuracy in ((1.0, 1.0, 80 + 5 * seed), (0.1, 100.0, 80 + 5 * seed + gain), (0.1, 1.0, 79)):
+            pretend(seed, accuracy, "bn_init", train="all", gamma_init=f"constant:{weight:g}", bn_weight=weight, c=c, input_norm="dataset", val_acc=50)
+    (verdict,) = verdicts().values()
+    assert verdict == f"confirmed (one-sided p = {scipy.stats.ttest_1samp([1, 2, 1.5], 0, alternative='greater').pvalue:.3g}, 2 comparisons)"
+
+
+def test_plots_set_published_figures_beside_a_variant_of_the_data_set(capsys):
+    assert set(plots.published("cifar10-jpeg").source) >= {"Frankle et al. 2021", "Vinod 2020"}
+    assert plots.published("cifar100").empty and plots.published("digits").empty
+    pretend(0, 50, train="bn", dataset="cifar10-jpeg")
+    assert plots.main(["--only", "accuracy", "--dataset", "cifar10-jpeg", "--out", "out"]) == 0
+    assert "| bn | ours − Frankle et al. 2021, cifar10 | +2.0 |" in capsys.readouterr().out and not Path("out/figures").exists()
 
 
 def test_plots_without_a_run_name_the_command(capsys):
-    assert plots.main(["--results", "nowhere"]) == 0 and "python exp_bn_only.py --dataset digits" in capsys.readouterr().out
+    assert plots.main(["--results", "nowhere"]) == 0
+    out = capsys.readouterr().out
+    assert all(f"{name}: not run yet: python exp_" in out for name in ("accuracy", "claims", "davis_frank", "pruning")) and not Path("tables").exists()
+
+
+def test_the_committed_tables_are_those_of_the_committed_results(capsys):
+    assert plots.main(["--results", str(HERE / "results"), "--out", ".", "--format", "md", "tex", "csv"]) == 0
+    assert {path.name: path.read_text() for path in Path("tables").iterdir()} == {path.name: path.read_text() for path in (HERE / "tables").iterdir()}
+
+
+def test_the_numbers_in_the_readme_are_those_of_the_tables():
+    """Every number with a decimal point in its sections on results stands in a committed table or run."""
+    readme = (HERE / "README.md").read_text(encoding="utf-8")
+    results = readme[readme.index("## Results"):readme.index("## Copy a script")]
+    tables = " ".join(path.read_text(encoding="utf-8") for path in (HERE / "tables").glob("*.md"))
+    known = set(re.findall(r"\d+\.\d+", tables))
+    assert len(known) > 100 and not [number for number in re.findall(r"(?<![\w.-])\d+\.\d+(?![\w.])", results) if number not in known and number not in set()]
+
+
+# -------------------------------------------------------------------------------------------------------------- predict
+
+def test_predict_gives_the_accuracy_of_the_csv(capsys):
+    for words in ("--train bn", "--train random:2+output", "--image-size 16"):
+        assert run(*words.split(), "--results", words, "--checkpoints", words) == 0
+        checkpoint = next(Path(words).rglob("*.pt"))
+        assert predict.main([str(checkpoint), "--dataset", "digits"]) == 0
+        assert f"{float(rows(the_csv(words))[-1]['test_acc']):.2f} % of 359 test images" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("script, words", [(exp_bn_init, "davis_frank --network cifar_resnet14 --input-norm bn --seeds 1"), (exp_mlp_lenet, "--hidden 32 --dataset wine"), (exp_mlp_lenet, "--arch lenet5 --image-size 12")])
+def test_predict_knows_the_networks_of_every_experiment(script, words, capsys):
+    shared = "--dataset digits --epochs 2 --batch-size 50 --precision fp32 --quiet".split()
+    assert script.main([*words.split()[:1], *shared, *words.split()[1:]] if script is exp_bn_init else [*shared, *words.split()]) == 0
+    checkpoints = [str(path) for path in Path("checkpoints").rglob("*.pt")]
+    dataset = "wine" if "wine" in words else "digits"
+    assert predict.main([*checkpoints, "--dataset", dataset]) == 0
+    out = capsys.readouterr().out
+    for path in Path("results").rglob("*[0-9a-f].csv"):
+        assert f"{path.stem}: {float(rows(path)[-1]['test_acc']):.2f} %" in out
+
+
+def test_predict_names_classes_and_draws(capsys):
+    digits = common.load_data(arguments())
+    for i, image in enumerate(digits.images["test"][:3]):
+        Image.fromarray(image.numpy()[..., 0]).save(f"{i}.png")
+    assert run() == 0 and run("--train", "all") == 0
+    checkpoints = [str(path) for path in sorted(Path("checkpoints").rglob("*.pt"))]
+    assert predict.main([*checkpoints, "0.png", "--filters", "filters.png", "2.png", "--feature-maps", "maps.pdf", "1.png"]) == 0
+    out = capsys.readouterr().out
+    assert Path("filters.png").stat().st_size > 2000 and Path("maps.pdf").stat().st_size > 2000
+    args = arguments()
+    model = common.build_model(args, digits)
+    common.freeze(model, "bn")
+    common.restore(model, records.read_checkpoint(Path(next(c for c in checkpoints if "-bn-" in c))))
+    with torch.inference_mode():
+        p = common.forward(model.eval(), next(digits.batches("test"))[0][:1], args).softmax(1)[0]
+    assert f"0.png: {p.argmax()} {100 * p.max():.1f} %" in out.partition("-bn-")[2] and out.count("2.png: ") == 2
+
+
+def test_predict_refuses_what_it_cannot_use(capsys):
+    assert run() == 0
+    checkpoint = next(Path("checkpoints").rglob("*.pt"))
+    content = records.read_checkpoint(checkpoint)
+    Path("short.pt").write_bytes(checkpoint.read_bytes()[:-100])
+    for name, change in (("other", {"experiment": "../other"}), ("deep", {"depth": "15"})):
+        records.write_checkpoint(Path(f"{name}.pt"), content | {"about": content["about"] | change})
+    records.write_checkpoint(Path("empty.pt"), {})
+    Path("text.png").write_text("no image")
+    for words, expected in (("absent.pt x.png", "absent.pt cannot be read"), ("short.pt x.png", "checksum"), ("other.pt x.png", "is not here"), ("deep.pt x.png", "14 and 20"),
+                            ("empty.pt x.png", "no checkpoint"), ("x.png", "name a checkpoint"), (str(checkpoint), "name an image"), (f"{checkpoint} text.png", "cannot be read as an image"),
+                            (f"{checkpoint} --dataset digits --filters nowhere/x.png", "cannot be written"), (f"{checkpoint} --dataset imagefolder", "needs --data")):
+        assert predict.main(words.split()) == 2, words
+        lines = capsys.readouterr().err.strip().splitlines()
+        assert len(lines) == 1 and lines[0].startswith("error: ") and expected in lines[0], lines
