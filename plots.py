@@ -130,6 +130,11 @@ class Mean(NamedTuple):
     def of(cls, runs: pd.DataFrame) -> Mean:
         return cls(runs.test_acc.mean(), runs.test_acc.std(), len(runs))
 
+    @classmethod
+    def of_rows(cls, table: pd.DataFrame) -> list[Mean]:
+        """Of each row of a table that has a column for each seed."""
+        return [cls(mean, sd, table.shape[1]) for mean, sd in zip(table.mean(axis=1), table.std(axis=1))]
+
     def __str__(self):
         return f"{self.mean:.1f}" + (f" ± {self.sd:.1f}" if self.seeds > 1 else "") + f" ({self.seeds})"
 
@@ -621,28 +626,35 @@ def figure_learning_curves(runs):
     for train in sorted(set(group.train) - {"none"}, key=rank):
         here = group[group.train == train]
         curves = pd.concat([curve(path) for path in here.path], axis=1)
-        draw_line(axis, curves.index, [Mean(m, s, 0) for m, s in zip(curves.mean(axis=1), curves.std(axis=1))], f"{train} ({seeds(here)})", **style(train) | {"marker": ""})
+        draw_line(axis, curves.index, Mean.of_rows(curves), f"{train} ({seeds(here)})", **style(train) | {"marker": ""})
     axis.set(ylim=(0, 100))
     legend_below(axis)
     return figure
 
 
-def learned_by(group: pd.DataFrame, train: str) -> list[pd.DataFrame]:
-    return [table for path in group[group.train == train].path if (table := beside(path, "bn")) is not None]
+def learned(runs: pd.DataFrame):
+    """Title and runs of the deepest network of which γ and β alone and everything were trained, and what they learned: tables by --train. Three None where there is none."""
+    name, group = deepest(runs, "bn", "all")
+    tables = {} if group is None else {train: [t for path in same.path if (t := beside(path, "bn")) is not None] for train, same in group.groupby("train")}
+    return (name, group, tables) if tables.get("bn") and tables.get("all") else (None, None, None)
+
+
+def draw_histogram(axis, values: pd.Series, bins: int, low: float, high: float, group: pd.DataFrame, train: str) -> None:
+    axis.hist(values.clip(low, high), bins=bins, range=(low, high), weights=[100 / len(values)] * len(values), histtype="step", linestyle={"bn": "-", "all": "--"}.get(train, ":"),
+              color=style(train)["color"], label=f"{train} ({seeds(group[group.train == train])})")
 
 
 def figure_gamma_beta(runs):
     """Histograms of γ and β after training, BN-only against everything."""
-    name, group = deepest(runs, "bn", "all")
-    if group is None or not all(learned_by(group, train) for train in ("bn", "all")):
+    name, group, tables = learned(runs)
+    if group is None:
         return None
     figure, axes = panel(name, "", "channels (%)", columns=2)
     for axis, which, letter in zip(axes, ("gamma", "beta"), "γβ"):
-        values = {train: pd.concat(learned_by(group, train))[which] for train in ("bn", "all")}
+        values = {train: pd.concat(tables[train])[which] for train in ("bn", "all")}
         low, high = (pd.concat(values.values()).quantile(q) for q in (0.002, 0.998))
         for train, value in values.items():
-            axis.hist(value.clip(low, high), bins=50, range=(low, high), weights=[100 / len(value)] * len(value), histtype="step", linestyle=style(train)["linestyle"] if train == "bn" else "--",
-                      color=style(train)["color"], label=f"{train} ({seeds(group[group.train == train])})")
+            draw_histogram(axis, value, 50, low, high, group, train)
         axis.set(xlabel=letter)
     legend_below(axes[0])
     return figure
@@ -650,14 +662,13 @@ def figure_gamma_beta(runs):
 
 def figure_small_gammas(runs):
     """Share of |γ| < 0.01 in each BatchNorm, from the input to the output."""
-    name, group = deepest(runs, "bn", "all")
-    if group is None or not all(learned_by(group, train) for train in ("bn", "all")):
+    name, group, tables = learned(runs)
+    if group is None:
         return None
     figure, (axis,) = panel(name, "BatchNorm layer, from the input on", "share of |γ| < 0.01 (%)")
     for train in ("bn", "all"):
-        shares = pd.concat([100 * (table.gamma.abs() < 0.01).groupby(table.layer, sort=False).mean() for table in learned_by(group, train)], axis=1)
-        draw_line(axis, range(1, len(shares) + 1), [Mean(m, s, 0) for m, s in zip(shares.mean(axis=1), shares.std(axis=1))], f"{train} ({seeds(group[group.train == train])})",
-                  **style(train) | {"marker": "", "linestyle": "-" if train == "bn" else "--"})
+        shares = pd.concat([100 * (table.gamma.abs() < 0.01).groupby(table.layer, sort=False).mean() for table in tables[train]], axis=1)
+        draw_line(axis, range(1, len(shares) + 1), Mean.of_rows(shares), f"{train} ({seeds(group[group.train == train])})", **style(train) | {"marker": "", "linestyle": "-" if train == "bn" else "--"})
     axis.set(ylim=(0, None))
     legend_below(axis)
     return figure
@@ -673,7 +684,7 @@ def figure_pruning(runs):
         tables = [table.set_index("threshold").test_acc for path in group[group.train == train].path if (table := beside(path, "prune")) is not None]
         if tables:
             accuracies = pd.concat(tables, axis=1)
-            draw_line(axis, range(len(accuracies)), [Mean(m, s, 0) for m, s in zip(accuracies.mean(axis=1), accuracies.std(axis=1))], f"{train} ({seeds(group[group.train == train])})", **style(train))
+            draw_line(axis, range(len(accuracies)), Mean.of_rows(accuracies), f"{train} ({seeds(group[group.train == train])})", **style(train))
             axis.set_xticks(range(len(accuracies)), [f"{threshold:g}" for threshold in accuracies.index])
     axis.set(ylim=(0, 100))
     legend_below(axis)
@@ -682,15 +693,13 @@ def figure_pruning(runs):
 
 def figure_relu_active(runs):
     """How often each ReLU is active on the test images: BN-only, everything, nothing trained."""
-    name, group = deepest(runs, "bn", "all")
-    if group is None or not all(learned_by(group, train) for train in ("bn", "all")):
+    name, group, tables = learned(runs)
+    if group is None:
         return None
     figure, (axis,) = panel(name, "share of test activations above zero (%)", "channels (%)")
-    for train, dashes in (("all", "--"), ("bn", "-"), ("none", ":")):
-        if tables := learned_by(group, train):
-            active = 100 * pd.concat(tables).active.dropna()
-            axis.hist(active, bins=40, range=(0, 100), weights=[100 / len(active)] * len(active), histtype="step", linestyle=dashes, color=style(train)["color"],
-                      label=f"{train} ({seeds(group[group.train == train])})")
+    for train in ("all", "bn", "none"):
+        if tables.get(train):
+            draw_histogram(axis, 100 * pd.concat(tables[train]).active.dropna(), 40, 0, 100, group, train)
     legend_below(axis, 3)
     return figure
 
