@@ -20,7 +20,7 @@ import shlex
 import signal
 import sys
 import time
-from contextlib import redirect_stdout
+from contextlib import nullcontext, redirect_stdout
 from pathlib import Path
 
 os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # cuBLAS is deterministic only with it, and reads it when CUDA starts
@@ -29,12 +29,14 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+import parallel
 from data import AUGMENTED, DATASETS, Data, progress_bar, split_batches
 from data import generator, load_data, make_splits, on_device  # noqa: F401, for the experiments
 from models import DEPTHS, WEIGHT_INITS, batchnorms, check_depth, constant, count_parameters, is_shortcut, network, parse_train, parts
 from models import build_model, freeze, initialise  # noqa: F401, for the experiments
 from records import Damaged, Locked, Run, RunError, UserError, commit, read_checkpoint, run_files, run_name, write_table
 from records import dataset_name  # noqa: F401, for the experiments
+from parallel import share  # noqa: F401, for the experiments
 
 # -------------------------------------------------------------------------------------------------------- training loop
 
@@ -77,62 +79,78 @@ def fit(model: nn.Module, data: Data, args, then: str = "", recipe=recipe) -> in
     own. Returns the exit code: 0, or 1 where the loss was not finite."""
     prepare(args.device)
     if args.dry_run:
-        return plan(model, data, args, recipe)
+        return plan(model, data, args, recipe) if parallel.first() else 0
     trained, total = count_parameters(model)
     about = {"params_total": total, "params_trained": trained, "image_size": "x".join(map(str, data.size[:2])), "classes": len(data.classes)}
     where = {"device": device_name(args.device), "threads": torch.get_num_threads(), "torch": torch.__version__, "commit": commit()}
-    with Run(args, about, where) as run:
-        again = run.finished
-        if again and not run.diverged:
-            try:
-                if other_data(read_checkpoint(run.checkpoint), data):
-                    raise UserError(f"{run.csv} was made from other data under the same name: give these another name, or make the run again with --force")
-            except (Damaged, KeyError):
-                again = False  # `resume` says why
+    with Run(args, about, where) if parallel.first() else nullcontext() as run:
+        again = parallel.from_first(run and made_before(run, data))
         if not again:
             train(model, data, args, run, recipe)
-        return summarise(run, then, again)
+        return parallel.from_first(run and summarise(run, then, again))
 
 
-def train(model: nn.Module, data: Data, args, run: Run, recipe) -> None:
-    """Epochs, each with its row in the records, until the last, a loss that is not finite, or the time limit."""
-    (optimizer, scheduler), frozen = recipe(model, args), fingerprint(model)
+def made_before(run: Run, data: Data) -> bool:
+    """Whether the run is finished, its checkpoint whole. Raises UserError where it was made from other data."""
+    if run.finished and not run.diverged:
+        try:
+            if other_data(read_checkpoint(run.checkpoint), data):
+                raise UserError(f"{run.csv} was made from other data under the same name: give these another name, or make the run again with --force")
+        except (Damaged, KeyError):
+            return False  # `resume` says why
+    return run.finished
+
+
+def train(model: nn.Module, data: Data, args, run: Run | None, recipe) -> None:
+    """Epochs, each with its row in the records, until the last, a loss that is not finite, or the time limit. Of several processes the first has the `run`."""
+    (optimizer, scheduler), frozen, used = recipe(model, args), fingerprint(model), []
     start = {name: (bn.weight.detach().clone(), bn.bias.detach().clone()) for name, bn in batchnorms(model).items()}
 
     def resume(content):
         if other_data(content, data):
             raise Damaged("it comes from other data under the same name")
         restore(model, content, optimizer, scheduler)
+        used.append(content)
 
-    done = run.resume(resume)
-    steps = len(split_batches(torch.arange(len(data.labels["train"])), args.batch_size))
-    with progress_bar(total=args.epochs * steps, initial=done * steps, unit=" batches", disable=args.quiet) as progress:
+    def record(epoch, measured, seconds):
+        if args.tensorboard:
+            show(model, epoch, measured, run)
+        if not finite(measured):
+            run.append(epoch, measured, seconds)
+        elif epoch < args.epochs:
+            run.append(epoch, measured, seconds)  # before the checkpoint, which could not give back a row
+            run.save(epoch, state(model, data, frozen, optimizer, scheduler))
+        else:
+            with parallel.alone():
+                write_learned(model, data, args, run, start)
+            run.save(epoch, state(model, data, frozen))
+            run.append(epoch, measured, seconds)  # last: where the CSV has all its rows, all else is there
+            run.previous.unlink(missing_ok=True)
+
+    done = parallel.from_first(run and run.resume(resume))
+    if (content := parallel.from_first(used[0] if used else None)) and not run:
+        restore(model, content, optimizer, scheduler)
+    network, sizes = parallel.data_parallel(model, args.sync_bn), [len(batch) for batch in split_batches(torch.arange(len(data.labels["train"])), args.batch_size)]
+    with progress_bar(total=args.epochs * len(sizes), initial=done * len(sizes), unit=" batches", disable=args.quiet) as progress:
         for epoch in range(done + 1, args.epochs + 1):
             progress.set_description(f"epoch {epoch}/{args.epochs}", refresh=False)
             began = time.perf_counter()
-            measured = {f"train_{key}": value for key, value in train_epoch(model, data, optimizer, args, epoch, progress).items()}
+            measured = {f"train_{key}": value for key, value in train_epoch(network, data, optimizer, args, epoch, sizes, progress).items()}
+            parallel.like_first(statistics(model))
             for split in ("val", "test"):
                 if split in data.labels:
                     measured |= {f"{split}_{key}": value for key, value in evaluate(model, data, split, args).items()}
             if scheduler:
                 scheduler.step()
-            seconds = time.perf_counter() - began
-            if args.tensorboard:
-                show(model, epoch, measured, run)
             progress.set_postfix_str(f"test {measured['test_acc']:.1f} %", refresh=False)
-            if not all(map(math.isfinite, measured.values())):
-                run.append(epoch, measured, seconds)
+            if run:
+                record(epoch, measured, time.perf_counter() - began)
+            if not finite(measured) or parallel.from_first(out_of_time(args)):
                 break
-            if epoch < args.epochs:
-                run.append(epoch, measured, seconds)  # before the checkpoint, which could not give back a row
-                run.save(epoch, state(model, data, frozen, optimizer, scheduler))
-            else:
-                write_learned(model, data, args, run, start)
-                run.save(epoch, state(model, data, frozen))
-                run.append(epoch, measured, seconds)  # last: where the CSV has all its rows, all else is there
-                run.previous.unlink(missing_ok=True)
-            if out_of_time(args):
-                break
+
+
+def finite(measured: dict[str, float]) -> bool:
+    return all(map(math.isfinite, measured.values()))
 
 
 def other_data(content: dict, data: Data) -> bool:
@@ -168,23 +186,25 @@ def prepare(device: torch.device) -> None:
             libc.mallopt(option, size)
 
 
-def train_epoch(model: nn.Module, data: Data, optimizer, args, epoch: int, progress) -> dict[str, float]:
-    """One pass over the training set. The metrics are of the batches as they are trained on, and stay on the device until the end."""
+def train_epoch(model: nn.Module, data: Data, optimizer, args, epoch: int, sizes: list[int], progress) -> dict[str, float]:
+    """One pass over the training set in batches of `sizes`. The metrics are of the batches as they are trained on, and stay on the device until the end."""
     model.train()
     totals = torch.zeros(3, device=args.device)
-    for x, y in data.training_batches(args.seed, epoch, args.batch_size, args.augment):
-        totals += train_step(model, x, y, optimizer, args)
+    for size, (x, y) in zip(sizes, data.training_batches(args.seed, epoch, args.batch_size, args.augment)):
+        totals += train_step(model, x, y, optimizer, args, parallel.processes() * len(y) / size)
         progress.update()
-    return means(totals, len(data.labels["train"]))
+    return means(parallel.total(totals), len(data.labels["train"]))
 
 
-def train_step(model: nn.Module, x: torch.Tensor, y: torch.Tensor, optimizer, args) -> torch.Tensor:
-    """Forward, backward, step; without an optimizer the forward pass alone, which moves BatchNorm's statistics. Returns `tally`."""
+def train_step(model: nn.Module, x: torch.Tensor, y: torch.Tensor, optimizer, args, weight: float = 1) -> torch.Tensor:
+    """Forward, backward, step; without an optimizer the forward pass alone, which moves BatchNorm's statistics. Returns `tally`.
+
+    weight: of this process's mean loss in the mean over processes, whose shares of a batch may differ by a sample."""
     with torch.set_grad_enabled(optimizer is not None):
         logits = forward(model, x, args)
         loss = F.cross_entropy(logits, y)
     if optimizer:
-        loss.backward()
+        (loss * weight).backward()
         optimizer.step()
         optimizer.zero_grad()
     return tally(logits.detach(), loss.detach(), y)
@@ -198,7 +218,7 @@ def evaluate(model: nn.Module, data: Data, split: str, args) -> dict[str, float]
     for x, y in data.batches(split):
         logits = forward(model, x, args)
         totals += tally(logits, F.cross_entropy(logits, y), y)
-    return means(totals, len(data.labels[split]))
+    return means(parallel.total(totals), len(data.labels[split]))
 
 
 def forward(model: nn.Module, x: torch.Tensor, args) -> torch.Tensor:
@@ -564,6 +584,7 @@ def parser(description: str, lists: tuple[str, ...] = (), archs=tuple(DEPTHS), d
     several(g, "seed", type=number(int, 0), default=0, help="of the weights, BatchNorm, data order and augmentation (default 0)")
     g = p.add_argument_group("machine")
     g.add_argument("--device", default="auto", help="cpu, cuda, cuda:1, mps, … (default: cuda where there is one, else cpu)")
+    g.add_argument("--sync-bn", action="store_true", help="under torchrun, BatchNorm statistics of the whole batch and not of each process's share (CUDA)")
     g.add_argument("--precision", choices=["fp32", "bf16"], help="default bf16 where the hardware has it, else fp32")
     g.add_argument("--workers", type=number(int, 1, 256), default=os.cpu_count(), help="threads that decode images (default: one per core)")
     g = p.add_argument_group("records")
@@ -598,15 +619,28 @@ def resolve(args) -> None:
         raise UserError("--dataset csv needs --data FILE, a CSV file whose first line names its columns")
     try:
         args.device = torch.device(("cuda" if torch.cuda.is_available() else "cpu") if args.device == "auto" else args.device)
+        if args.device == torch.device("cuda") and parallel.started():
+            args.device = torch.device("cuda", parallel.local_rank())
         torch.zeros(1, device=args.device).tolist()
     except Exception:  # PyTorch raises a different kind for each device that is not there
         there = ["cpu", *(f"cuda:{i}" for i in range(torch.cuda.device_count())), *["mps"] * torch.backends.mps.is_available()]
         raise UserError(f"--device {args.device} is not there: this machine has {', '.join(there)}") from None
+    if args.sync_bn and (args.device.type != "cuda" or not parallel.started()):
+        raise UserError("--sync-bn is for one run on several GPUs: torchrun --nproc-per-node=8 exp_bn_only.py --sync-bn …")
     if args.tensorboard and not importlib.util.find_spec("tensorboard"):
         raise UserError("--tensorboard needs TensorBoard: pip install tensorboard")
     if args.precision == "bf16" and not has_bf16(args.device):
         raise UserError(f"--precision bf16: {device_name(args.device)} does not calculate in bf16: use --precision fp32")
     args.precision = args.precision or ("bf16" if has_bf16(args.device) else "fp32")
+
+
+def spread(args) -> None:
+    """Makes `args` those of a run on several processes: a run of its own, since every process has BatchNorm statistics of its share, or of all with --sync-bn."""
+    processes = parallel.processes()
+    if args.batch_size < 2 * processes:
+        raise UserError(f"--batch-size {args.batch_size} for {processes} processes: each needs two samples: give {2 * processes} or more")
+    args.own = args.own | {"processes": processes, "sync_bn": args.sync_bn}
+    args.quiet = args.quiet or not parallel.first()
 
 
 def has_bf16(device: torch.device) -> bool:
@@ -645,9 +679,14 @@ def main(run, parser: Parser, argv: list[str] | None) -> int:
         args.script = Path(run.__code__.co_filename).name
         args.experiment = Path(args.script).stem.removeprefix("exp_")
         args.command, args.started = sys.argv[1:] if argv is None else argv, time.monotonic()
-        if not parser.lists:  # a grid resolves each of its runs
-            resolve(args)
-        return run(args)
+        if parser.lists:  # a grid resolves each of its runs; under torchrun every process makes runs of its own
+            return run(args)
+        resolve(args)
+        if not parallel.started():
+            return run(args)
+        with parallel.together(args.device):
+            spread(args)
+            return run(args)
     except KeyboardInterrupt:
         return say(f"stopped: {GO_ON}", 128 + signal.SIGINT)
     except SystemExit as stop:  # --help ends so, too

@@ -21,6 +21,7 @@ import torch.nn.functional as F
 from filelock import FileLock
 from tqdm import tqdm
 
+from parallel import first_goes_first, processes, share
 from records import UserError, dataset_name, replacing
 
 # ---------------------------------------------------------------------------------------------------------------- seeds
@@ -81,12 +82,12 @@ class Data:
         return images.float().sub_(mean).div_(std).permute(0, 3, 1, 2)
 
     def batches(self, split: str, batch_size: int = 500):
-        """The images of a split and their labels in stored order, for evaluation."""
-        for images, labels in zip(self.images[split].split(batch_size), self.labels[split].split(batch_size)):
+        """The images of a split and their labels in stored order, for evaluation; of several processes each has its share."""
+        for images, labels in zip(share(self.images[split]).split(batch_size), share(self.labels[split]).split(batch_size)):
             yield self.normalise(images), labels
 
     def training_batches(self, seed: int, epoch: int, batch_size: int, augment: str):
-        """Every training image once, in the order and with the augmentation of (seed, epoch)."""
+        """Every training image once, in the order and with the augmentation of (seed, epoch); of several processes each has its share of a batch."""
         labels, (height, width, _), draw = self.labels["train"], self.size, generator(seed, "order", epoch)
         n, device = len(labels), labels.device
         order = torch.randperm(n, generator=draw)
@@ -96,7 +97,7 @@ class Data:
         columns = shift[1, :, None] + torch.where(mirror[:, None], torch.arange(width).flip(0), torch.arange(width))
         brightness = torch.empty(n, 1, 1, 1).uniform_(0.8, 1.2, generator=draw) if "brightness" in augment else None
         order, rows, columns, brightness = (x if x is None else x.to(device) for x in (order, rows, columns, brightness))
-        for i in split_batches(order, batch_size):
+        for i in map(share, split_batches(order, batch_size)):
             images = self.padded[i[:, None, None], rows[i, :, None], columns[i, None, :]]
             if brightness is not None:
                 images = (images * brightness[i]).clamp_(max=255)
@@ -104,17 +105,20 @@ class Data:
 
 
 def split_batches(order: torch.Tensor, batch_size: int) -> list[torch.Tensor]:
-    """Consecutive batches, the last one smaller. A last batch of one sample, which has no variance of its own, joins the one before."""
+    """Consecutive batches, the last one smaller. A last batch of one sample for a process, which has no variance of its own, joins the one before."""
     batches = list(order.split(batch_size))
-    if batch_size > 1 and len(batches) > 1 and len(batches[-1]) == 1:
+    if batch_size > 1 and len(batches) > 1 and len(batches[-1]) < 2 * processes():
         batches[-2:] = [torch.cat(batches[-2:])]
     return batches
 
 
 def load_data(args) -> Data:
     """The data set that `args` names, on its device. Raises UserError where it is absent or not as it must be."""
-    if args.dataset == "imagenet":
-        return load_imagenet(args)
+    with first_goes_first():
+        return load_imagenet(args) if args.dataset == "imagenet" else load_images(args)
+
+
+def load_images(args) -> Data:
     if args.dataset == "imagefolder":
         images, labels, classes = load_folder(Path(args.data), args.image_size, args.workers, args.quiet)
     else:
@@ -306,14 +310,14 @@ class Streamed(Data):
     def batches(self, split, batch_size=250):
         from torchvision.transforms import v2
         transform = v2.Compose([v2.Resize(round(self.image_size * 256 / 224)), v2.CenterCrop(self.image_size)])
-        return self.stream(split, torch.arange(len(self.labels[split])).split(batch_size), transform, None)
+        return self.stream(split, share(torch.arange(len(self.labels[split]))).split(batch_size), transform, None)
 
     def training_batches(self, seed, epoch, batch_size, augment):
         from torchvision.transforms import v2
         transform = [v2.RandomResizedCrop(self.image_size) if "crop" in augment else v2.Resize((self.image_size, self.image_size))]
         transform += [v2.RandomHorizontalFlip()] * ("flip" in augment) + [v2.ColorJitter(brightness=0.2)] * ("brightness" in augment)
         order = torch.randperm(len(self.labels["train"]), generator=generator(seed, "order", epoch))
-        return self.stream("train", split_batches(order, batch_size), v2.Compose(transform), (seed, epoch))
+        return self.stream("train", list(map(share, split_batches(order, batch_size))), v2.Compose(transform), (seed, epoch))
 
     def stream(self, split, batches, transform, seeds):
         files = Files(self.images[split], transform, seeds)

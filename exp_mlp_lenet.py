@@ -75,7 +75,7 @@ class Table(common.Data):
 
     def training_batches(self, seed, epoch, batch_size, augment):
         order = torch.randperm(len(self.labels["train"]), generator=common.generator(seed, "order", epoch)).to(self.labels["train"].device)
-        for i in common.split_batches(order, batch_size):
+        for i in map(common.share, common.split_batches(order, batch_size)):
             yield self.normalise(self.images["train"][i]), self.labels["train"][i]
 
 

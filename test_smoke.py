@@ -26,6 +26,7 @@ import exp_depth_width
 import exp_mlp_lenet
 import exp_random_params
 import models
+import parallel
 import plots
 import predict
 import records
@@ -811,6 +812,7 @@ def test_bf16_agrees_with_fp32():
 # --------------------------------------------------------------------------------------------------------------- errors
 
 ERRORS = {
+    "--sync-bn": "torchrun",
     "--depth 15": "14 and 20", "--depth 5": "8 and 14", "--arch vgg --depth 14": "11, 13, 16, 19", "--arch vgg --depth 11": "--image-size 16", "--arch imagenet_resnet --depth 18 --width 2": "width 1",
     "--train random:0": "random:K", "--train random:2+conv": "twice", "--optimizer sgdm": "adam", "--warmup-epochs -1": "from 0", "--dataset imagenet --data x": "x/train/CLASS", "--depth 14.5": "whole number", "--width 0": "from 1", "--train gamma+nonsense": "'nonsense'", "--train hidden": "conv",
     "--train all+bn": "'all'", "--train bn+gamma": "twice", "--train=": "joined with +", "--dataset nothing": "digits", "--dataset imagefolder": "--data",
@@ -892,6 +894,67 @@ def test_dry_run_tells_and_writes_nothing(capsys):
     assert run("--dry-run", "--train", "bn+output") == 0
     out = capsys.readouterr().out
     assert "1,322 of" in out and "gamma 336" in out and "seconds on cpu: 3 epochs of" in out and ".csv" in out and not files()
+
+
+# --------------------------------------------------------------------------------------------------- several processes
+
+WITHOUT_BATCHNORM = """
+import sys, common, exp_mlp_lenet as mlp
+parser = common.parser("", archs=("mlp",), datasets=("digits",), build=mlp.network)
+parser.set_defaults(depth=2, width=1, own={"bn": "none", "activation": "tanh", "hidden": "32", "target": ""})
+sys.exit(common.main(mlp.run, parser, None))
+"""
+
+
+def together(script, *words, processes=2) -> str:
+    """What `torchrun` printed; its exit code must be 0."""
+    environment = os.environ | {"PYTHONPATH": str(HERE), "OMP_NUM_THREADS": "1"}
+    done = subprocess.run([sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={processes}", str(script), *map(str, words)], capture_output=True, text=True, env=environment)
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+def test_two_processes_calculate_what_one_does():
+    Path("exp_plain.py").write_text(WITHOUT_BATCHNORM)
+    words = "--dataset digits --subset 450 --batch-size 95 --epochs 2 --precision fp32 --train all --quiet".split()  # ten steps, the last of each epoch of 70
+    subprocess.run([sys.executable, "exp_plain.py", *words, "--results", "one"], check=True, env=os.environ | {"PYTHONPATH": str(HERE)})
+    together("exp_plain.py", *words, "--results", "two")
+    one, two = (pd.read_csv(the_csv(folder)) for folder in ("one", "two"))
+    for column in ("train_loss", "train_acc", "test_loss", "test_acc", "test_top5"):
+        assert two[column].to_numpy() == pytest.approx(one[column].to_numpy(), rel=1e-5), column
+    assert one.run[0] != two.run[0] and two.processes[0] == 2
+
+
+def test_two_processes_learn_with_batchnorm_and_go_on_to_the_same_digits():
+    words = [*SMALL, "--epochs", 12, "--subset", 600, "--depth", 8, "--quiet"]
+    together(HERE / "exp_bn_only.py", *words, "--results", "whole", "--checkpoints", "whole")
+    for _ in range(2):
+        together(HERE / "exp_bn_only.py", *words, "--time-limit", 1e-9)
+    assert len(rows(the_csv())) == 2
+    together(HERE / "exp_bn_only.py", *words)
+    assert rows(the_csv()) == rows(the_csv("whole")) and len(rows(the_csv())) == 12
+    alone = []
+    for seed in range(3):
+        assert run(*words[len(SMALL):], "--seed", seed, "--results", f"alone{seed}") == 0
+        alone.append(float(rows(the_csv(f"alone{seed}"))[-1]["test_acc"]))
+    assert min(alone) - 10 < float(rows(the_csv())[-1]["test_acc"]) < max(alone) + 10
+
+
+def test_a_grid_under_torchrun_makes_every_run_once():
+    together(HERE / "exp_depth_width.py", *GRID, "--widths", 1, "--depths", 8, 14, "--seeds", 0, 1, 2)
+    found = [rows(path) for path in Path("results").rglob("*[0-9a-f].csv")]
+    assert len(found) == 6 and all(len(table) == int(table[0]["epochs"]) for table in found)
+
+
+def test_every_sample_is_in_one_share(monkeypatch):
+    monkeypatch.setattr(parallel, "processes", lambda: 3)
+    monkeypatch.setattr(data_module, "processes", lambda: 3)
+    batches, shares = data_module.split_batches(torch.arange(103), 50), []
+    assert [len(batch) for batch in batches] == [50, 53]  # 3 of 103 would leave a process with one
+    for rank in range(3):
+        monkeypatch.setattr(parallel.dist, "get_rank", lambda rank=rank: rank)
+        shares += [parallel.share(batch) for batch in batches]
+    assert sorted(torch.cat(shares).tolist()) == list(range(103)) and min(map(len, shares)) >= 16
 
 
 # ---------------------------------------------------------------------------------------------------------------- plots
