@@ -4,6 +4,7 @@ Gradients are averaged by PyTorch's DistributedDataParallel. Without torchrun th
 of it: there every process makes runs of its own. The experiments use this through common.py."""
 from __future__ import annotations
 
+import gc
 import os
 from contextlib import contextmanager
 
@@ -52,6 +53,7 @@ def together(device: torch.device):
     try:
         yield
     finally:
+        gc.collect()  # DistributedDataParallel is part of a cycle: a group that it holds until the interpreter ends aborts there (pytorch #190489)
         dist.destroy_process_group()
 
 

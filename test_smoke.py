@@ -908,7 +908,7 @@ sys.exit(common.main(mlp.run, parser, None))
 
 def together(script, *words, processes=2) -> str:
     """What `torchrun` printed; its exit code must be 0."""
-    environment = os.environ | {"PYTHONPATH": str(HERE), "OMP_NUM_THREADS": "1"}
+    environment = os.environ | {"PYTHONPATH": str(HERE), "OMP_NUM_THREADS": "1", "GLOO_SOCKET_IFNAME": "lo"}  # no network is needed
     done = subprocess.run([sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={processes}", str(script), *map(str, words)], capture_output=True, text=True, env=environment)
     assert done.returncode == 0, done.stderr
     return done.stdout
@@ -928,9 +928,8 @@ def test_two_processes_calculate_what_one_does():
 def test_two_processes_learn_with_batchnorm_and_go_on_to_the_same_digits():
     words = [*SMALL, "--epochs", 12, "--subset", 600, "--depth", 8, "--quiet"]
     together(HERE / "exp_bn_only.py", *words, "--results", "whole", "--checkpoints", "whole")
-    for _ in range(2):
-        together(HERE / "exp_bn_only.py", *words, "--time-limit", 1e-9)
-    assert len(rows(the_csv())) == 2
+    together(HERE / "exp_bn_only.py", *words, "--time-limit", 1e-9)
+    assert len(rows(the_csv())) == 1
     together(HERE / "exp_bn_only.py", *words)
     assert rows(the_csv()) == rows(the_csv("whole")) and len(rows(the_csv())) == 12
     alone = []
