@@ -109,7 +109,7 @@ def network_name(run, width: bool = True) -> str:
 def rank(train: str) -> tuple:
     """The order of --train in tables and legends; random:K by K, after the others."""
     k = train.partition("random:")[2].partition("+")[0]
-    return TRAIN.index(train) if train in TRAIN else len(TRAIN), math.inf if k == "all" else int(k or 0), train
+    return TRAIN.index(train) if train in TRAIN else len(TRAIN), int(k or 0) if k.isdigit() or not k else math.inf, train
 
 
 def published(dataset: str, measure: str = "test_acc") -> pd.DataFrame:

@@ -983,15 +983,37 @@ def test_plots_average_seeds_and_nothing_else(capsys):
 
 
 def pretend(seed, test_acc, folder="bn_only", template=[], **settings):
-    """A run's CSV with these settings and this accuracy, made from that of a real one."""
+    """A run's records with these settings and this accuracy, made from those of a real one."""
     if not template:
         assert run("--epochs", 1, "--depth", 14, "--subset", 1438, "--results", "template") == 0
-        template.append(pd.read_csv(the_csv("template")).assign(subset="all", batch_size=128))
+        csv = the_csv("template")
+        template += [pd.read_csv(csv).assign(subset="all", batch_size=128), {kind: csv.with_suffix(f".{kind}.csv.gz").read_bytes() for kind in ("bn", "prune")}]
     name = "-".join(map(str, [seed, *settings.values()]))
     table = template[0].assign(experiment=folder, run=name, seed=seed, test_acc=test_acc, **settings)
     path = Path("results", folder, f"{name}.csv")
     path.parent.mkdir(parents=True, exist_ok=True)
     table.to_csv(path, index=False)
+    for kind, content in template[1].items():
+        path.with_suffix(f".{kind}.csv.gz").write_bytes(content)
+
+
+def test_every_table_and_figure_is_made(capsys):
+    for seed in range(2):
+        for trained, train in ((175000, "all"), (1120, "bn"), (0, "none"), (560, "random:1"), (1120, "random:2"), (173200, "random:all")):
+            pretend(seed, 40 + seed, train=train, params_trained=trained)
+        pretend(seed, 50, train="bn", depth=44, params_trained=3360)
+        pretend(seed, 50, train="bn", width=3, params_trained=3360)
+        pretend(seed, 50, train="bn", gamma_init="ones")
+        pretend(seed, 50, train="bn", schedule="cosine")
+        pretend(seed, 50, train="bn", precision="bf16")
+        pretend(seed, 50, "mlp_lenet", arch="mlp", depth=4, train="bn", bn="before", activation="relu", hidden="512-512")
+        for weight in (0.1, 1.0):
+            pretend(seed, 50 - weight, "bn_init", train="all", gamma_init=f"constant:{weight:g}", bn_weight=weight, c=1.0, input_norm="dataset", val_acc=50)
+    assert plots.main(["--out", "out"]) == 0
+    printed = capsys.readouterr()
+    assert "not run yet" not in printed.out and not printed.err
+    assert {path.name for path in Path("out/tables").iterdir()} == {f"{name}.{kind}" for name in plots.TABLES for kind in ("md", "tex", "csv")}
+    assert {path.name for path in Path("out/figures").iterdir()} == {f"{name}-digits.{kind}" for name in plots.FIGURES for kind in ("png", "pdf")}
 
 
 def verdicts() -> dict[str, str]:
@@ -1045,12 +1067,16 @@ def test_the_committed_tables_are_those_of_the_committed_results(capsys):
 
 
 def test_the_numbers_in_the_readme_are_those_of_the_tables():
-    """Every number with a decimal point in its sections on results stands in a committed table or run."""
+    """In its section on results every row of a table stands in tables/, and every number with a decimal point there or in the CSVs that it speaks of."""
     readme = (HERE / "README.md").read_text(encoding="utf-8")
-    results = readme[readme.index("## Results"):readme.index("## Copy a script")]
-    tables = " ".join(path.read_text(encoding="utf-8") for path in (HERE / "tables").glob("*.md"))
-    known = set(re.findall(r"\d+\.\d+", tables))
-    assert len(known) > 100 and not [number for number in re.findall(r"(?<![\w.-])\d+\.\d+(?![\w.])", results) if number not in known and number not in set()]
+    results = readme[readme.index("## Results"):readme.index("## Copy a script")].splitlines()
+    tables = "\n".join(path.read_text(encoding="utf-8") for path in (HERE / "tables").glob("*.md"))
+    precision = pd.concat(map(pd.read_csv, HERE.glob("results/precision/*/*[0-9a-f].csv")))
+    known = {*re.findall(r"\d+\.\d+", tables), *(f"{seconds:.3f}" for seconds in precision.groupby("precision").seconds.median()), precision.torch[0].rpartition(".")[0]}
+    rows = [line for line in results if line.startswith("|") and "![" not in line and line != "| | |"]
+    prose = [line for line in results if not line.startswith(("|", "    "))]
+    assert len(rows) > 30 and not set(rows) - set(tables.splitlines())
+    assert not set(re.findall(r"(?<![\w.])\d+\.\d+(?![\w.]*\w)", " ".join(prose))) - known
 
 
 # -------------------------------------------------------------------------------------------------------------- predict
