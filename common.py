@@ -314,8 +314,8 @@ def write_learned(model: nn.Module, data: Data, args, run: Run, start: dict) -> 
 
 
 def activity(model: nn.Module, data: Data, args) -> dict[str, torch.Tensor]:
-    """For each BatchNorm but the shortcuts', (channels,): the share of test activations above zero after the next ReLU of the forward pass, for a
-    block's second BatchNorm the one after the addition."""
+    """For each BatchNorm but the shortcuts', (channels,): the share of test activations above zero after the ReLU that follows it, for a block's second
+    BatchNorm the one after the addition. Where a convolution or a linear layer comes first, as with BatchNorm after the activation, there is none."""
     above, waiting, hooks = {}, [], []
 
     def after_relu(module, inputs, output):
@@ -324,8 +324,12 @@ def activity(model: nn.Module, data: Data, args) -> dict[str, torch.Tensor]:
             above[name] = above.get(name, 0) + (output > 0).float().mean(others) * len(output)
 
     for name, layer in model.named_modules():
-        if name in batchnorms(model) and not is_shortcut(name):
+        if is_shortcut(name):
+            continue
+        if name in batchnorms(model):
             hooks.append(layer.register_forward_hook(lambda module, inputs, output, name=name: waiting.append(name)))
+        elif isinstance(layer, (nn.Conv2d, nn.Linear)):
+            hooks.append(layer.register_forward_hook(lambda *_: waiting.clear()))
         elif isinstance(layer, nn.ReLU):
             hooks.append(layer.register_forward_hook(after_relu))
     evaluate(model, data, "test", args)

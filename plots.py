@@ -706,7 +706,7 @@ def figure_relu_active(runs):
 
 def figure_random_params(runs):
     """Accuracy against the number of random entries of each channel, BatchNorm's own beside it."""
-    name, group = main_recipe(usual_start(runs), "train", having=lambda g: g.train.str.fullmatch(r"random:\w+").sum() > 1)
+    name, group = main_recipe(usual_start(runs), "train", having=lambda g: g.train[g.train.str.fullmatch(r"random:\w+")].nunique() > 1)
     if group is None:
         return None
     figure, (axis,) = panel(name, "random entries of each channel that are trained", "test accuracy (%)")
