@@ -626,6 +626,14 @@ def test_activity_is_the_share_of_activations_above_zero():
     assert set(active) == {name for name in common.batchnorms(model) if "shortcut" not in name}
 
 
+@pytest.mark.parametrize("bn, active", [("before", 226), ("after", 0)])
+def test_a_batchnorm_after_the_activation_has_no_relu_of_its_own(bn, active):
+    words = "--arch lenet5 --image-size 12 --dataset digits --subset 150 --epochs 1 --batch-size 50 --precision fp32 --quiet".split()
+    assert exp_mlp_lenet.main([*words, "--bn", bn]) == 0
+    learned = pd.read_csv(the_csv().with_suffix(".bn.csv.gz"))
+    assert len(learned) == 6 + 16 + 120 + 84 and learned.active.notna().sum() == active
+
+
 def test_the_same_command_twice_gives_the_same_csv():
     assert run("--results", "a", "--augment", "crop+flip") == run("--results", "b", "--checkpoints", "other", "--augment", "crop+flip") == 0
     assert rows(the_csv("a")) == rows(the_csv("b"))
