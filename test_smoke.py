@@ -1,4 +1,4 @@
-"""Behaviour that a user would miss. `pytest` takes two to three minutes on two cores; everything runs on the CPU, on scikit-learn's digits."""
+"""Behaviour that a user would miss. `pytest` takes about four minutes on two cores; everything runs on the CPU, on scikit-learn's digits."""
 import csv
 import os
 import pickle
@@ -1080,7 +1080,7 @@ def test_the_numbers_in_the_readme_are_those_of_the_tables():
     results = readme[readme.index("## Results"):readme.index("## Copy a script")].splitlines()
     tables = "\n".join(path.read_text(encoding="utf-8") for path in (HERE / "tables").glob("*.md"))
     precision = pd.concat(map(pd.read_csv, HERE.glob("results/precision/*/*[0-9a-f].csv")))
-    known = {*re.findall(r"\d+\.\d+", tables), *(f"{seconds:.3f}" for seconds in precision.groupby("precision").seconds.median()), precision.torch[0].rpartition(".")[0]}
+    known = {*re.findall(r"\d+\.\d+", tables), *(f"{seconds:.3f}" for seconds in precision.groupby("precision").seconds.median()), precision.torch.iloc[0].rpartition(".")[0]}
     rows = [line for line in results if line.startswith("|") and "![" not in line and line != "| | |"]
     prose = [line for line in results if not line.startswith(("|", "    "))]
     assert len(rows) > 30 and not set(rows) - set(tables.splitlines())
