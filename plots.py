@@ -81,8 +81,8 @@ def recipes(runs: pd.DataFrame, *varied: str):
     same = [key for key in ("experiment", "dataset", "precision", "image_size", "arch", "depth", "width", *OWN, "subset", "gamma_init", "beta_init", "weight_init") if key in keys]
     for _, group in trained.groupby(keys, dropna=False, sort=True):
         first = group.iloc[0]
-        beside = none[(none[same].eq(first[same]) | none[same].isna() & first[same].isna()).all(axis=1)]
-        yield title(first, varied), pd.concat([group, beside])
+        frozen = none[(none[same].eq(first[same]) | none[same].isna() & first[same].isna()).all(axis=1)]
+        yield title(first, varied), pd.concat([group, frozen])
 
 
 def title(run: pd.Series, varied: tuple[str, ...] = ()) -> str:
@@ -165,7 +165,11 @@ def signed(value: float, digits: int) -> str:
     return f"{round(value, digits) + 0:+.{digits}f}".replace("-", "−")  # + 0: no negative zero
 
 
-def paired(a: pd.DataFrame, b: pd.DataFrame, value=lambda run: run.test_acc) -> Difference | None:
+def accuracy(run) -> float:
+    return run.test_acc
+
+
+def paired(a: pd.DataFrame, b: pd.DataFrame, value=accuracy) -> Difference | None:
     """`value` of the runs `a` minus that of the runs `b`, over the seeds that both have."""
     values = [here.set_index("seed").apply(value, axis=1) if len(here) else pd.Series(dtype=float) for here in (a, b)]
     differences = (values[0].astype(float) - values[1].astype(float)).dropna()
@@ -437,10 +441,6 @@ def claims_on_mlps(runs: pd.DataFrame):
         for claim, case, a, b in pairs:
             if a in at and b in at and (figure := paired(at[a], at[b])):
                 yield claim, case, recipe, group.epochs.max(), figure, sign(figure)
-
-
-def accuracy(run) -> float:
-    return run.test_acc
 
 
 def alone(runs: pd.DataFrame | None, value) -> Difference | None:
