@@ -32,7 +32,7 @@ from torch import nn
 import parallel
 from data import AUGMENTED, DATASETS, Data, progress_bar, split_batches
 from data import generator, load_data, make_splits, on_device  # noqa: F401, for the experiments
-from models import DEPTHS, WEIGHT_INITS, batchnorms, check_depth, constant, count_parameters, is_shortcut, network, parse_train, parts
+from models import DEPTHS, WEIGHT_INITS, batchnorms, check_depth, compile_blocks, constant, count_parameters, frozen_in, is_shortcut, network, parse_train, parts
 from models import build_model, freeze, initialise  # noqa: F401, for the experiments
 from records import Damaged, Locked, Run, RunError, UserError, commit, read_checkpoint, run_files, run_name, write_table
 from records import dataset_name  # noqa: F401, for the experiments
@@ -46,7 +46,7 @@ def recipe(model: nn.Module, args):
     if not trained:
         return None, None
     options = {"lr": args.lr, "weight_decay": args.weight_decay, "fused": args.device.type in ("cpu", "cuda")}
-    optimizer = torch.optim.Adam(trained, **options) if args.optimizer == "adam" else torch.optim.SGD(trained, momentum=args.momentum, **options)
+    optimizer = torch.optim.Adam(trained, **options, capturable=args.compile and args.device.type == "cuda") if args.optimizer == "adam" else torch.optim.SGD(trained, momentum=args.momentum, **options)
     return optimizer, torch.optim.lr_scheduler.LambdaLR(optimizer, rate(args))
 
 
@@ -130,12 +130,14 @@ def train(model: nn.Module, data: Data, args, run: Run | None, recipe) -> None:
     done = parallel.from_first(run and run.resume(resume))
     if (content := parallel.from_first(used[0] if used else None)) and not run:
         restore(model, content, optimizer, scheduler)
-    network, sizes = parallel.data_parallel(model, args.sync_bn), [len(batch) for batch in split_batches(torch.arange(len(data.labels["train"])), args.batch_size)]
-    with progress_bar(total=args.epochs * len(sizes), initial=done * len(sizes), unit=" batches", disable=args.quiet) as progress:
+    network, step = parallel.data_parallel(model, args.sync_bn), training_step(model, args)
+    sizes = [len(batch) for batch in split_batches(torch.arange(len(data.labels["train"])), args.batch_size)]
+    with (progress_bar(total=args.epochs * len(sizes), initial=done * len(sizes), unit=" batches", disable=args.quiet) as progress,
+          frozen_in(torch.bfloat16, model) if args.precision == "bf16" else nullcontext()):
         for epoch in range(done + 1, args.epochs + 1):
             progress.set_description(f"epoch {epoch}/{args.epochs}", refresh=False)
             began = time.perf_counter()
-            measured = {f"train_{key}": value for key, value in train_epoch(network, data, optimizer, args, epoch, sizes, progress).items()}
+            measured = {f"train_{key}": value for key, value in train_epoch(network, data, optimizer, args, epoch, sizes, progress, step).items()}
             parallel.like_first(statistics(model))
             for split in ("val", "test"):
                 if split in data.labels:
@@ -186,12 +188,12 @@ def prepare(device: torch.device) -> None:
             libc.mallopt(option, size)
 
 
-def train_epoch(model: nn.Module, data: Data, optimizer, args, epoch: int, sizes: list[int], progress) -> dict[str, float]:
+def train_epoch(model: nn.Module, data: Data, optimizer, args, epoch: int, sizes: list[int], progress, step) -> dict[str, float]:
     """One pass over the training set in batches of `sizes`. The metrics are of the batches as they are trained on, and stay on the device until the end."""
     model.train()
     totals = torch.zeros(3, device=args.device)
     for size, (x, y) in zip(sizes, data.training_batches(args.seed, epoch, args.batch_size, args.augment)):
-        totals += train_step(model, x, y, optimizer, args, parallel.processes() * len(y) / size)
+        totals += step(model, x, y, optimizer, args, parallel.processes() * len(y) / size)
         progress.update()
     return means(parallel.total(totals), len(data.labels["train"]))
 
@@ -210,14 +212,51 @@ def train_step(model: nn.Module, x: torch.Tensor, y: torch.Tensor, optimizer, ar
     return tally(logits.detach(), loss.detach(), y)
 
 
+def training_step(model: nn.Module, args):
+    """`train_step`; with --compile a faster one, from compiled blocks and, where one GPU makes the run, as a CUDA graph."""
+    if not args.compile:
+        return train_step
+    compile_blocks(model)
+    if args.device.type != "cuda" or parallel.processes() > 1:
+        return train_step
+    torch.cuda.set_stream(torch.cuda.Stream(args.device))  # for good: no graph can be captured from the default stream
+    return GraphedStep(args.batch_size)
+
+
+class GraphedStep:
+    """`train_step` captured once as a CUDA graph, and replayed: Python launches a deep network's thousands of kernels more slowly than they run.
+
+    A graph repeats what it has seen: fixed tensors, which batches are copied into, and the learning rate as a constant, so that each new rate is captured
+    anew. The first steps run as they are, and start what a capture must not (memory, compilers, cuDNN), as do batches of another size. Capturing runs nothing,
+    so every step is made exactly once."""
+    STARTING = 3
+
+    def __init__(self, batch_size: int):
+        self.batch_size, self.steps, self.rates = batch_size, 0, None
+
+    def __call__(self, model, x, y, optimizer, args, weight: float = 1) -> torch.Tensor:
+        self.steps += 1
+        if self.steps <= self.STARTING or len(y) != self.batch_size:
+            return train_step(model, x, y, optimizer, args, weight)
+        if self.rates != (rates := [group["lr"] for group in optimizer.param_groups] if optimizer else []):
+            self.x, self.y, self.rates, self.graph = x.clone(), y.clone(), rates, torch.cuda.CUDAGraph()
+            with torch.cuda.graph(self.graph, stream=torch.cuda.current_stream()):
+                self.tally = train_step(model, self.x, self.y, optimizer, args, weight)
+        self.x.copy_(x)
+        self.y.copy_(y)
+        self.graph.replay()
+        return self.tally
+
+
 @torch.inference_mode()
 def evaluate(model: nn.Module, data: Data, split: str, args) -> dict[str, float]:
     """Loss and accuracies on a split, with BatchNorm's running statistics."""
     model.eval()
     totals = torch.zeros(3, device=args.device)
-    for x, y in data.batches(split):
-        logits = forward(model, x, args)
-        totals += tally(logits, F.cross_entropy(logits, y), y)
+    with torch.compiler.set_stance("force_eager"):  # compilation is for the many steps of training
+        for x, y in data.batches(split):
+            logits = forward(model, x, args)
+            totals += tally(logits, F.cross_entropy(logits, y), y)
     return means(parallel.total(totals), len(data.labels[split]))
 
 
@@ -590,6 +629,7 @@ def parser(description: str, lists: tuple[str, ...] = (), archs=tuple(DEPTHS), d
     g.add_argument("--device", default="auto", help="cpu, cuda, cuda:1, mps, … (default: cuda where there is one, else cpu)")
     g.add_argument("--sync-bn", action="store_true", help="under torchrun, BatchNorm statistics of the whole batch and not of each process's share (CUDA)")
     g.add_argument("--precision", choices=["fp32", "bf16"], help="default bf16 where the hardware has it, else fp32")
+    g.add_argument("--compile", action="store_true", help="compile the repeated blocks and, on CUDA, capture the step as a graph: another rounding, so another run")
     g.add_argument("--workers", type=number(int, 1, 256), default=os.cpu_count(), help="threads that decode images (default: one per core)")
     g = p.add_argument_group("records")
     g.add_argument("--results", default="results", metavar="FOLDER", help="default results")
@@ -631,6 +671,8 @@ def resolve(args) -> None:
         raise UserError(f"--device {args.device} is not there: this machine has {', '.join(there)}") from None
     if args.sync_bn and (args.device.type != "cuda" or not parallel.started()):
         raise UserError("--sync-bn is for one run on several GPUs: torchrun --nproc-per-node=8 exp_bn_only.py --sync-bn …")
+    if args.compile:
+        args.own = args.own | {"compile": True}
     if args.tensorboard and not importlib.util.find_spec("tensorboard"):
         raise UserError("--tensorboard needs TensorBoard: pip install tensorboard")
     if args.precision == "bf16" and not has_bf16(args.device):
@@ -663,6 +705,8 @@ def in_one_line(error: Exception) -> str | None:
         return str(error)
     if isinstance(error, (MemoryError, torch.OutOfMemoryError)) or isinstance(error, RuntimeError) and "allocate memory" in str(error):
         return "out of memory: a smaller --batch-size, --width or --depth needs less"
+    if type(error).__module__.startswith(("torch._dynamo", "torch._inductor")):
+        return f"--compile failed, leave it out ({str(error).splitlines()[0]})"
     if isinstance(error, OSError):
         return f"{error.strerror or error}{f' ({error.filename})' if error.filename else ''}: once that is mended, {GO_ON}"
     return None

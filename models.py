@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import math
 import re
+from contextlib import contextmanager
 
 import torch
 from torch import nn
@@ -247,6 +248,28 @@ def take_random_entries(model: nn.Module, per_channel: str) -> None:
         order = torch.rand(channels, entries, generator=draw).argsort(1)
         index = order[:, :entries if per_channel == "all" else int(per_channel)].sort(1).values.to(layer.weight.device)
         parametrize.register_parametrization(layer, "weight", RandomEntries(layer.weight, index))
+
+
+@contextmanager
+def frozen_in(dtype: torch.dtype, model: nn.Module):
+    """Within it the frozen weights of convolutions and linear layers are of `dtype`, rounded once; autocast, whose cache holds trained weights alone, would
+    round these again, to the same values, in every step."""
+    layers = [m for m in model.modules() if isinstance(m, (nn.Conv2d, nn.Linear)) and not parametrize.is_parametrized(m)]
+    frozen = [(p, p.data) for layer in layers for p in layer.parameters() if not p.requires_grad]
+    for parameter, exact in frozen:
+        parameter.data = exact.to(dtype)
+    try:
+        yield
+    finally:
+        for parameter, exact in frozen:
+            parameter.data = exact
+
+
+def compile_blocks(model: nn.Module) -> None:
+    """Compiles the blocks that a ResNet repeats, each kind once: the whole of a ResNet-866 would take many minutes. Other networks are compiled as a whole."""
+    torch._dynamo.config.recompile_limit = max(64, torch._dynamo.config.recompile_limit)  # one budget for all: three stages, strides, dtypes, batch sizes
+    for block in [m for m in model.modules() if isinstance(m, Block) or type(m).__name__ in ("BasicBlock", "Bottleneck")] or [model]:
+        block.compile(dynamic=False)
 
 
 def count_parameters(model: nn.Module) -> tuple[int, int]:

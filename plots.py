@@ -58,6 +58,11 @@ def read_runs(results: Path) -> pd.DataFrame:
     return runs
 
 
+def read_bench(results: Path) -> pd.DataFrame:
+    """What bench.py measured, all of it."""
+    return pd.concat([pd.DataFrame(), *map(pd.read_csv, sorted(results.glob("bench/*.csv")))])
+
+
 def beside(run: Path, kind: str) -> pd.DataFrame | None:
     """The table `kind` of a run, bn or prune, where it is there and whole."""
     try:
@@ -325,6 +330,22 @@ def by_start(group: pd.DataFrame):
     """Each start of γ, β and the weights with its runs: the usual one, then those with another γ, β, weights."""
     usual = ("uniform", "zeros", "he_normal")
     return sorted(group.groupby(["gamma_init", "beta_init", "weight_init"]), key=lambda cell: [(value != standard, value) for value, standard in zip(cell[0][::-1], usual[::-1])])
+
+
+def table_speed(bench):
+    """The training loop's speed, by bench.py: a plain loop made ours part by part, where a step of ours spends its time, and several processes at once."""
+    for (device, threads, *_, train, size, batch), here in bench.groupby(["device", "threads", "arch", "depth", "width", "train", "image_size", "batch_size"]):
+        name = f"{device}, {network_name(here.iloc[0])}, {train}, {size}x{size} pixels, batches of {batch}"
+        grid = here[here.variant == "grid"]
+        loops, steps, starts = (here[here[column].notna()] for column in ("limit_s", "share_of_step", "start_s"))
+        if len(loops):
+            yield Table(f"{name}, {threads} threads", [{"": row.variant, "images/s, training": f"{row.train_images_per_s:,.0f}", "images/s, test": f"{row.test_images_per_s:,.0f}", "epoch (s)": f"{row.epoch_s:.1f}",
+                        "× plain": f"{row.speedup:.2f}", "of the limit": f"{100 * row.share_of_limit:.0f} % ({row.limited_by})", "peak memory (MB)": f"{row.peak_mb:,.0f}"} for row in loops.itertuples()],
+                        note="".join(f"From the start of a process to its first step, {row.variant.removeprefix('start-up, ')}: {row.start_s:.1f} s. " for row in starts.itertuples()).strip())
+            yield Table(f"{name}, {threads} threads: a training step", [{"": row.variant.removeprefix("of a step: "), "share": f"{100 * row.share_of_step:.0f} %"} for row in steps.itertuples()])
+        if len(grid):
+            yield Table(f"{name}: processes at once", [{"processes": row.processes, "threads each": int(row.threads_each), "images/s, training, together": f"{row.train_images_per_s:,.0f}", "× one process": f"{row.speedup:.2f}"}
+                        for row in grid.itertuples()])
 
 
 def table_davis_frank(runs):
@@ -743,7 +764,7 @@ COMMANDS = {  # what makes the runs of each table and figure
     "parameters": "exp_bn_only.py --dataset digits", "accuracy": "exp_bn_only.py --dataset digits", "against_bn": "exp_bn_only.py --dataset digits --train all", "random_params": "exp_random_params.py --dataset digits --seeds 0 1 2 3 4",
     "depth_width": "exp_depth_width.py --dataset digits --seeds 0 1 2 3 4", "initialisation": "exp_bn_init.py frankle --dataset digits --gamma-init uniform ones --seeds 0 1 2 3 4",
     "davis_frank": "exp_bn_init.py davis_frank --dataset digits --network cifar_resnet14 --seeds 1 2 3 4 5", "mlp_lenet": "exp_mlp_lenet.py --bn before after --train bn all --seeds 0 1 2 3 4",
-    "recipes": "exp_bn_only.py --dataset digits --schedule cosine", "precision": "exp_bn_only.py --dataset digits --precision fp32", "claims": "exp_bn_only.py --dataset digits",
+    "speed": "bench.py", "recipes": "exp_bn_only.py --dataset digits --schedule cosine", "precision": "exp_bn_only.py --dataset digits --precision fp32", "claims": "exp_bn_only.py --dataset digits",
     "accuracy_depth": "exp_depth_width.py --dataset digits --widths 1", "accuracy_width": "exp_depth_width.py --dataset digits --depths 14",
     "accuracy_parameters": "exp_depth_width.py --dataset digits", "learning_curves": "exp_bn_only.py --dataset digits", "gamma_beta": "exp_bn_only.py --dataset digits --train all",
     "small_gammas": "exp_bn_only.py --dataset digits --train all", "pruning": "exp_bn_only.py --dataset digits", "relu_active": "exp_bn_only.py --dataset digits --train all",
@@ -785,12 +806,13 @@ def main(argv=None) -> int:
     p.add_argument("--out", type=Path, default=Path("."), metavar="FOLDER", help="where tables/ and figures/ go (default here)")
     p.add_argument("--format", nargs="+", choices=["md", "tex", "csv", "png", "pdf"], default=["md", "tex", "csv", "png", "pdf"], help="default all")
     args = p.parse_args(argv)
-    runs = read_runs(args.results)
+    runs, measured = read_runs(args.results), read_bench(args.results)
     if args.dataset:
         runs = runs[runs.dataset == args.dataset]
     formats = set(args.format)
     for name in args.only or COMMANDS:
-        tables = list(TABLES[name](runs)) if name in TABLES and len(runs) else []
+        source = measured if name == "speed" else runs
+        tables = list(TABLES[name](source)) if name in TABLES and len(source) else []
         figures = {dataset: figure for dataset, here in runs.groupby("dataset") if (figure := FIGURES[name](here))} if name in FIGURES else {}
         if tables:
             write_table(name, tables, args.out / "tables", formats)
