@@ -77,7 +77,7 @@ class PlainLoop:
     """What public implementations do, `workers` processes making the batches."""
 
     def __init__(self, model: nn.Module, data: common.Data, args, workers: int):
-        self.model, self.device = model, args.device
+        self.model, self.data, self.device = model, data, args.device
         trained = [p for p in model.parameters() if p.requires_grad]
         self.optimizer = torch.optim.SGD(trained, args.lr, args.momentum, weight_decay=args.weight_decay)
         options = {"batch_size": args.batch_size, "num_workers": workers, "persistent_workers": workers > 0, "pin_memory": args.device.type == "cuda"}
@@ -171,7 +171,16 @@ def speed(args, parts, workers: int, seconds: float = 0) -> dict:
     trained = time.perf_counter()
     loop.test()
     tested = time.perf_counter()
-    return {"train_images_per_s": passes * args.images / (trained - began), "test_images_per_s": max(1, args.images // 5) / (tested - trained), "peak_mb": peak_memory(args)}
+    rates = {"train_images_per_s": passes * args.images / (trained - began), "test_images_per_s": len(loop.data.labels["test"]) / (tested - trained)}
+    return rates | {"epoch_s": epoch_seconds(rates), "peak_mb": peak_memory(args)}
+
+
+def epoch_seconds(rates: dict) -> float:
+    return TRAIN / rates["train_images_per_s"] + TEST / rates["test_images_per_s"]
+
+
+def median(measured: list[dict], key: str) -> float:
+    return statistics.median(one[key] for one in measured)
 
 
 def peak_memory(args) -> float:
@@ -205,7 +214,7 @@ KINDS = {"convolution": ("conv",), "BatchNorm": ("batch_norm", "NativeBatchNorm"
          "data": ("aten::index", "flip", "randperm", "aten::div", "aten::sub", "uniform", "randint", "sort"), "else": ()}
 
 
-def limits(args, _) -> dict:
+def limits(args) -> dict:
     """FLOP/s of a large matrix product in either precision, and bytes/s of a large copy, reading and writing."""
     cuda, found = args.device.type == "cuda", {}
     common.prepare(args.device)
@@ -234,7 +243,7 @@ def work(args) -> dict[str, tuple[float, float]]:
     """FLOPs and crossings of memory by BatchNorms' inputs, of one training image and one test image, as above."""
     data = random_images(args, 10)
     args = copy.copy(args)
-    args.device, totals, train = torch.device("cpu"), {"train": [0, 0], "test": [0, 0]}, None
+    args.device, totals = torch.device("cpu"), {"train": [0, 0], "test": [0, 0]}
     model = common.build_model(args, data)
     common.freeze(model, args.train)
 
@@ -269,60 +278,57 @@ def in_processes(n: int, threads: int, measure, *arguments) -> list[dict]:
 
 # ----------------------------------------------------------------------------------------------------------------- tables
 
+def eager_parts(args) -> tuple[str, ...]:
+    """The parts of our loop here, without --compile's."""
+    there = {"bf16": args.precision == "bf16", "frozen weights cast once": args.precision == "bf16", "memory kept": args.device.type == "cpu"}
+    return tuple(part for part in PARTS[:5] if there.get(part, True))
+
+
 def compare(args, threads: int) -> list[dict]:
     """A row per variant for one network."""
-    has_bf16 = common.has_bf16(args.device) and args.precision != "fp32"
-    there = {"bf16": has_bf16, "frozen weights cast once": has_bf16, "memory kept": args.device.type == "cpu", "compiled blocks": args.compile,
-             "CUDA graph": args.compile and args.device.type == "cuda"}
-    parts = [part for part in PARTS if there.get(part, True)]
-    variants = {"plain": None} | {part: tuple(parts[:i + 1]) for i, part in enumerate(parts)}
+    parts = (*eager_parts(args), *["compiled blocks"] * args.compile, *["CUDA graph"] * (args.compile and args.device.type == "cuda"))
+    variants = {"plain": None} | {part: parts[:i + 1] for i, part in enumerate(parts)}
 
     few = copy.copy(args)
     few.images = min(args.images, 20 * args.batch_size)
     rates = {workers: in_processes(1, threads, speed, few, None, workers)[0]["train_images_per_s"] for workers in sorted({0, 1, 2, 4, 8, os.cpu_count()}) if workers <= os.cpu_count()}
     workers = max(rates, key=rates.get)
 
-    eager = tuple(part for part in parts if part not in ("compiled blocks", "CUDA graph"))
-    found, floors, kinds, starts = {variant: [] for variant in variants}, [], [], {variant: [] for variant in ("all but compilation", "compilation included")[:1 + args.compile]}
+    starts = {"all but compilation": eager_parts(args)} | ({"compilation included": parts} if args.compile else {})
+    found, floors, kinds, started = {variant: [] for variant in variants}, [], [], {variant: [] for variant in starts}
     for _ in range(args.turns):
-        floors += in_processes(1, threads, limits, args, None)
+        floors += in_processes(1, threads, limits, args)
         for variant, chosen in variants.items():
             found[variant] += in_processes(1, threads, speed, args, chosen, workers if chosen is None else 0)
-        for variant, times in starts.items():
-            times += in_processes(1, threads, start, args, parts if variant == "compilation included" else eager, time.time())
-        kinds += in_processes(1, threads, shares, few, eager)
+        for variant, chosen in starts.items():
+            started[variant] += in_processes(1, threads, start, args, chosen, time.time())
+        kinds += in_processes(1, threads, shares, few, eager_parts(args))
 
-    median = lambda measured, key: statistics.median(one[key] for one in measured)
     flops_bytes, rows = work(args), []
     for variant, measured in found.items():
         precision = "bf16" if "bf16" in (variants[variant] or ()) else "fp32"
         calculating, moving = (sum(images * flops_bytes[split][k] for split, images in (("train", TRAIN), ("test", TEST))) for k in (0, 1))
         least = {"arithmetic": calculating / median(floors, precision), "memory": moving * (2 if precision == "bf16" else 4) / median(floors, "copy")}
         by = max(least, key=least.get)
-        seconds = [TRAIN / one["train_images_per_s"] + TEST / one["test_images_per_s"] for one in measured]
-        ratios = [a / b for a, b in zip([TRAIN / one["train_images_per_s"] + TEST / one["test_images_per_s"] for one in found["plain"]], seconds)]
-        rows.append({"variant": variant, "processes": 1, "threads_each": threads, "workers": workers if variant == "plain" else 0, "limit_s": least[by], "limited_by": by,
-                     "epoch_s": statistics.median(seconds), "speedup": statistics.median(ratios), "share_of_limit": least[by] / statistics.median(seconds)}
-                    | {key: median(measured, key) for key in measured[0]})
-    rows += [{"variant": f"start-up, {variant}", "processes": 1, "start_s": median(times, "start_s")} for variant, times in starts.items()]
+        epoch = median(measured, "epoch_s")
+        rows.append({key: median(measured, key) for key in measured[0]}
+                    | {"variant": variant, "processes": 1, "threads_each": threads, "workers": workers if variant == "plain" else 0, "limit_s": least[by], "limited_by": by,
+                       "speedup": statistics.median(plain["epoch_s"] / one["epoch_s"] for plain, one in zip(found["plain"], measured)), "share_of_limit": least[by] / epoch})
+    rows += [{"variant": f"start-up, {variant}", "processes": 1, "start_s": median(times, "start_s")} for variant, times in started.items()]
     rows += [{"variant": f"of a step: {kind}", "processes": 1, "share_of_step": median(kinds, kind)} for kind in KINDS]
     return rows
 
 
 def share_out(args, threads: int) -> list[dict]:
     """A row per number of processes that share the machine, each with a network and data of its own."""
-    parts = tuple(part for part in PARTS[:5] if common.has_bf16(args.device) or part not in ("bf16", "frozen weights cast once"))
     counts, found = [n for n in (1, 2, 4, 8, 16, 32, 64) if n <= (threads if args.device.type == "cpu" else 8)], {}
     for _, n in itertools.product(range(args.turns), counts):
-        measured = in_processes(n, max(1, threads // n), speed, args, parts, 0, WINDOW)
-        found.setdefault(n, []).append({key: sum(one[key] for one in measured) for key in measured[0]})
-    rows = []
-    for n, measured in found.items():
-        row = {key: statistics.median(one[key] for one in measured) for key in measured[0]}
-        ratio = statistics.median(one["train_images_per_s"] / alone["train_images_per_s"] for one, alone in zip(measured, found[1]))
-        rows.append({"variant": "grid", "processes": n, "threads_each": max(1, threads // n), "workers": 0, "speedup": ratio,
-                     "epoch_s": TRAIN / row["train_images_per_s"] + TEST / row["test_images_per_s"]} | row)
-    return rows
+        measured = in_processes(n, max(1, threads // n), speed, args, eager_parts(args), 0, WINDOW)
+        together = {key: sum(one[key] for one in measured) for key in measured[0]}
+        found.setdefault(n, []).append(together | {"epoch_s": epoch_seconds(together)})
+    return [{key: median(measured, key) for key in measured[0]}
+            | {"variant": "grid", "processes": n, "threads_each": max(1, threads // n), "workers": 0,
+               "speedup": statistics.median(one["train_images_per_s"] / alone["train_images_per_s"] for one, alone in zip(measured, found[1]))} for n, measured in found.items()]
 
 
 def bench(args) -> int:
@@ -330,8 +336,6 @@ def bench(args) -> int:
     common.refuse(args, ["data", "subset", "epochs", "augment", "warmup_epochs"], "the images are random, and the recipe is the paper's")
     threads = torch.get_num_threads()
     for one in common.grid(args, depth=args.depth, train=args.train):
-        if one.image_size < 8:
-            raise common.UserError("--image-size: the networks need 8x8 pixels")
         name = common.device_name(one.device)
         same = {"device": name, "threads": threads, "torch": torch.__version__, "commit": common.commit(), "arch": one.arch, "depth": one.depth, "width": one.width, "train": one.train,
                 "image_size": one.image_size, "batch_size": one.batch_size, "turns": one.turns}

@@ -355,7 +355,7 @@ def write_learned(model: nn.Module, data: Data, args, run: Run, start: dict) -> 
 def activity(model: nn.Module, data: Data, args) -> dict[str, torch.Tensor]:
     """For each BatchNorm but the shortcuts', (channels,): the share of test activations above zero after the ReLU that follows it, for a block's second
     BatchNorm the one after the addition. Where a convolution or a linear layer comes first, as with BatchNorm after the activation, there is none."""
-    above, waiting, hooks = {}, [], []
+    above, waiting, hooks, bns = {}, [], [], batchnorms(model)
 
     def after_relu(module, inputs, output):
         if waiting:
@@ -365,7 +365,7 @@ def activity(model: nn.Module, data: Data, args) -> dict[str, torch.Tensor]:
     for name, layer in model.named_modules():
         if is_shortcut(name):
             continue
-        if name in batchnorms(model):
+        if name in bns:
             hooks.append(layer.register_forward_hook(lambda module, inputs, output, name=name: waiting.append(name)))
         elif isinstance(layer, (nn.Conv2d, nn.Linear)):
             hooks.append(layer.register_forward_hook(lambda *_: waiting.clear()))

@@ -179,12 +179,12 @@ def parts(model: nn.Module) -> dict[str, list[nn.Parameter]]:
     """The parameters of each part that the network has: γ and β of every BatchNorm, the last linear layer, the 1x1 shortcut
     convolutions, all other convolutions, and the linear layers before the last; under `random` what `RandomEntries` has taken out of these."""
     found, layers = {part: [] for part in (*PARTS, "random")}, dict(model.named_modules())
-    last = [name for name, layer in layers.items() if isinstance(layer, nn.Linear)][-1]
+    bns, last = batchnorms(model), [name for name, layer in layers.items() if isinstance(layer, nn.Linear)][-1]
     for name, parameter in model.named_parameters():
         owner, _, kind = name.replace(".parametrizations.weight.original", ".weight").rpartition(".")
         if isinstance(layers[owner], RandomEntries):
             part = "random"
-        elif owner in batchnorms(model):
+        elif owner in bns:
             part = {"weight": "gamma", "bias": "beta"}[kind]
         elif isinstance(layers[owner], nn.Linear):
             part = "output" if owner == last else "hidden"
