@@ -19,7 +19,7 @@ from typing import NamedTuple
 import pandas as pd
 from scipy import stats
 
-MEASURED = ("run seed params_total params_trained epoch train_loss train_acc val_loss val_acc test_loss test_acc test_top5 seconds device threads torch commit status path").split()
+MEASURED = ("run seed params_total params_trained epoch train_loss train_acc val_loss val_acc test_loss test_acc test_top5 seconds device threads torch commit status path hours").split()
 USUAL = {"subset": "all", "val_fraction": 0, "gamma_init": "uniform", "beta_init": "zeros", "weight_init": "he_normal", "batch_size": 128, "optimizer": "sgd",
          "lr": 0.1, "momentum": 0.9, "weight_decay": 1e-4, "schedule": "step", "warmup_epochs": 0, "experiment": ""}  # what a title need not say
 OURS = ("bn_only", "random_params", "depth_width", "bn_init")  # where equal settings are equal runs, whichever of the scripts made them
@@ -31,7 +31,7 @@ PAPERS = Path(__file__).with_name("published.csv")
 # ------------------------------------------------------------------------------------------------------------------ runs
 
 def read_runs(results: Path) -> pd.DataFrame:
-    """A row per finished run: its settings and its last epoch; for Davis & Frank's method the first epoch of the best validation accuracy.
+    """A row per finished run: its settings, its last epoch (for Davis & Frank's method the first of the best validation accuracy), its file and how long it took.
     Runs that are broken, unfinished or diverged are named on stderr, and left out."""
     rows = []
     for path in sorted(results.glob("*/*.csv")):
@@ -40,7 +40,7 @@ def read_runs(results: Path) -> pd.DataFrame:
         try:
             epochs = pd.read_csv(path, dtype={"subset": str, "image_size": str, "commit": str, "hidden": str, "torch": str})
             last = epochs.iloc[-1]
-            missing = [c for c in [*USUAL, *MEASURED[:-1], "dataset", "arch", "depth", "width", "train", "epochs", "precision", "classes"] if c not in last]
+            missing = [c for c in [*USUAL, *MEASURED[:-2], "dataset", "arch", "depth", "width", "train", "epochs", "precision", "classes"] if c not in last]
             why = (f"it lacks the columns {', '.join(missing)}" if missing else "diverged" if last.status == "diverged"
                    else "it has an accuracy outside 0 … 100" if not epochs.test_acc.between(0, 100).all()
                    else f"unfinished, {last.epoch} of {last.epochs} epochs" if last.epoch < last.epochs else "")
@@ -49,13 +49,17 @@ def read_runs(results: Path) -> pd.DataFrame:
         if why:
             print(f"left out: {path}: {why}", file=sys.stderr)
         else:
-            rows.append((epochs.loc[epochs.val_acc.idxmax()] if "bn_weight" in epochs else last).to_dict() | {"path": path})
+            rows.append((epochs.loc[epochs.val_acc.idxmax()] if "bn_weight" in epochs else last).to_dict() | {"path": path, "hours": epochs.seconds.sum() / 3600})
     runs = pd.DataFrame(rows, columns=None if rows else ["dataset"])
-    if rows:
-        runs = runs.reindex(columns=[*runs.columns, *(column for column in OWN if column not in runs)])
-        runs.loc[runs.experiment.isin(OURS) & runs.bn_weight.isna(), "experiment"] = ""
-        runs = runs.drop_duplicates([column for column in runs.columns if column not in MEASURED or column == "seed"])
-    return runs
+    return runs.reindex(columns=[*runs.columns, *(column for column in OWN if column not in runs)]) if rows else runs
+
+
+def distinct(runs: pd.DataFrame) -> pd.DataFrame:
+    """Each run once, whichever of this collection's scripts made it."""
+    if runs.empty:
+        return runs
+    ours = runs.experiment.isin(OURS) & runs.bn_weight.isna()
+    return runs.assign(experiment=runs.experiment.mask(ours, "")).drop_duplicates([column for column in runs.columns if column not in MEASURED or column == "seed"])
 
 
 def read_bench(results: Path) -> pd.DataFrame:
@@ -98,7 +102,7 @@ def title(run: pd.Series, varied: tuple[str, ...] = ()) -> str:
     elif run.arch != "resnet":
         words.append(run.arch)
     words += [f"{run.epochs} epochs"] + [run.precision] * ("precision" not in varied)
-    own = [column for column in run.index[list(run.index).index("classes") + 1:] if column not in ("path", "hidden")]
+    own = [column for column in run.index[list(run.index).index("classes") + 1:] if column not in (*MEASURED, "hidden")]
     unusual = [column for column in (*USUAL, *own) if column not in (*varied, "experiment") and pd.notna(run[column]) and run[column] != USUAL.get(column)]
     words += [f"{column} {run[column]:g}" if isinstance(run[column], float) else f"{column} {run[column]}" for column in unusual]
     return ", ".join(words + [run.augment] * (run.augment != "none"))
@@ -330,6 +334,13 @@ def by_start(group: pd.DataFrame):
     """Each start of γ, β and the weights with its runs: the usual one, then those with another γ, β, weights."""
     usual = ("uniform", "zeros", "he_normal")
     return sorted(group.groupby(["gamma_init", "beta_init", "weight_init"]), key=lambda cell: [(value != standard, value) for value, standard in zip(cell[0][::-1], usual[::-1])])
+
+
+def table_made(runs):
+    """What was run, by which script, on what, and in how long: the sum over runs, several of which may have been made at once."""
+    keys = ["experiment", "dataset", "arch", "epochs", "device", "threads", "torch"]
+    yield Table("results/", [dict(zip(keys, setting)) | {"runs": len(same), "depths": ", ".join(map(str, sorted(same.depth.unique()))), "widths": ", ".join(map(str, sorted(same.width.unique()))),
+                                                         "trained": ", ".join(sorted(same.train.unique(), key=rank)), "hours": f"{same.hours.sum():.2f}"} for setting, same in runs.groupby(keys)])
 
 
 def table_speed(bench):
@@ -764,7 +775,7 @@ COMMANDS = {  # what makes the runs of each table and figure
     "parameters": "exp_bn_only.py --dataset digits", "accuracy": "exp_bn_only.py --dataset digits", "against_bn": "exp_bn_only.py --dataset digits --train all", "random_params": "exp_random_params.py --dataset digits --seeds 0 1 2 3 4",
     "depth_width": "exp_depth_width.py --dataset digits --seeds 0 1 2 3 4", "initialisation": "exp_bn_init.py frankle --dataset digits --gamma-init uniform ones --seeds 0 1 2 3 4",
     "davis_frank": "exp_bn_init.py davis_frank --dataset digits --network cifar_resnet14 --seeds 1 2 3 4 5", "mlp_lenet": "exp_mlp_lenet.py --bn before after --train bn all --seeds 0 1 2 3 4",
-    "speed": "bench.py", "recipes": "exp_bn_only.py --dataset digits --schedule cosine", "precision": "exp_bn_only.py --dataset digits --precision fp32", "claims": "exp_bn_only.py --dataset digits",
+    "made": "exp_bn_only.py --dataset digits", "speed": "bench.py", "recipes": "exp_bn_only.py --dataset digits --schedule cosine", "precision": "exp_bn_only.py --dataset digits --precision fp32", "claims": "exp_bn_only.py --dataset digits",
     "accuracy_depth": "exp_depth_width.py --dataset digits --widths 1", "accuracy_width": "exp_depth_width.py --dataset digits --depths 14",
     "accuracy_parameters": "exp_depth_width.py --dataset digits", "learning_curves": "exp_bn_only.py --dataset digits", "gamma_beta": "exp_bn_only.py --dataset digits --train all",
     "small_gammas": "exp_bn_only.py --dataset digits --train all", "pruning": "exp_bn_only.py --dataset digits", "relu_active": "exp_bn_only.py --dataset digits --train all",
@@ -806,12 +817,13 @@ def main(argv=None) -> int:
     p.add_argument("--out", type=Path, default=Path("."), metavar="FOLDER", help="where tables/ and figures/ go (default here)")
     p.add_argument("--format", nargs="+", choices=["md", "tex", "csv", "png", "pdf"], default=["md", "tex", "csv", "png", "pdf"], help="default all")
     args = p.parse_args(argv)
-    runs, measured = read_runs(args.results), read_bench(args.results)
+    everything = read_runs(args.results)
     if args.dataset:
-        runs = runs[runs.dataset == args.dataset]
+        everything = everything[everything.dataset == args.dataset]
+    runs, measured = distinct(everything), read_bench(args.results)
     formats = set(args.format)
     for name in args.only or COMMANDS:
-        source = measured if name == "speed" else runs
+        source = {"speed": measured, "made": everything}.get(name, runs)
         tables = list(TABLES[name](source)) if name in TABLES and len(source) else []
         figures = {dataset: figure for dataset, here in runs.groupby("dataset") if (figure := FIGURES[name](here))} if name in FIGURES else {}
         if tables:
