@@ -51,6 +51,7 @@ import common
 TRAIN, TEST = 50_000, 10_000  # images of a CIFAR-10 epoch
 WINDOW = 10  # seconds of training that processes at once are measured for, since they do not start together
 PARTS = ("data on the device", "channels_last", "bf16", "frozen weights cast once", "memory kept", "compiled blocks", "CUDA graph")
+IGNORED = "dataset data subset val_fraction augment epochs schedule warmup_epochs seed tensorboard checkpoints force no_resume time_limit dry_run quiet".split()  # of the shared flags
 COLUMNS = ("device threads torch commit arch depth width train image_size batch_size variant processes threads_each workers train_images_per_s test_images_per_s epoch_s speedup "
            "peak_mb limit_s limited_by share_of_limit start_s share_of_step turns").split()
 
@@ -273,7 +274,12 @@ def threads_of(threads: int, measure, *arguments) -> dict:
 def in_processes(n: int, threads: int, measure, *arguments) -> list[dict]:
     """What `measure` returns in each of `n` new processes at once."""
     with ProcessPoolExecutor(n, multiprocessing.get_context("spawn")) as pool:
-        return [found.result() for found in [pool.submit(threads_of, threads, measure, *arguments) for _ in range(n)]]
+        try:
+            return [found.result() for found in [pool.submit(threads_of, threads, measure, *arguments) for _ in range(n)]]
+        except BaseException:  # Ctrl-C and SIGTERM do not wait for them
+            for process in multiprocessing.active_children():
+                process.kill()
+            raise
 
 
 # ----------------------------------------------------------------------------------------------------------------- tables
@@ -333,15 +339,20 @@ def share_out(args, threads: int) -> list[dict]:
 
 def bench(args) -> int:
     import pandas as pd
-    common.refuse(args, ["data", "subset", "epochs", "augment", "warmup_epochs"], "the images are random, and the recipe is the paper's")
+    usual = common.parser("").parse_args([])
+    for flag in IGNORED:
+        if getattr(args, flag) != getattr(usual, flag):
+            raise common.UserError(f"--{flag.replace('_', '-')} has no part in a measurement: leave it out; the images are random, and the recipe is the paper's")
     threads = torch.get_num_threads()
     for one in common.grid(args, depth=args.depth, train=args.train):
+        if one.train == "none":
+            raise common.UserError("--train none trains nothing: bench.py measures training; give bn, all or other parts")
         name = common.device_name(one.device)
         same = {"device": name, "threads": threads, "torch": torch.__version__, "commit": common.commit(), "arch": one.arch, "depth": one.depth, "width": one.width, "train": one.train,
                 "image_size": one.image_size, "batch_size": one.batch_size, "turns": one.turns}
-        table = pd.DataFrame([same | row for row in (share_out if one.grid else compare)(one, threads)], columns=COLUMNS)
         path = Path(args.results, "bench", f"{name.replace(' ', '-')}-{threads}-{one.arch}{one.depth}-w{one.width}-{one.train.replace(':', '')}-{one.image_size}px-b{one.batch_size}{'-grid' * one.grid}.csv")
         path.parent.mkdir(parents=True, exist_ok=True)
+        table = pd.DataFrame([same | row for row in (share_out if one.grid else compare)(one, threads)], columns=COLUMNS)
         common.write_table(path, COLUMNS, [["" if value != value else value for value in row] for row in table.values.tolist()])
         print(f"\n{one.arch}-{one.depth}, {one.train}, batches of {one.batch_size} images of {one.image_size}x{one.image_size} on {name}, {threads} threads: medians of {one.turns} turns")
         print(table[COLUMNS[COLUMNS.index("variant"):-1]].dropna(axis="columns", how="all").to_string(index=False, na_rep="", float_format="{:.4g}".format))
@@ -355,6 +366,7 @@ def main(argv=None):
     parser.add_argument("--turns", type=common.number(int, 1), default=3, help="that the variants take (default 3)")
     parser.add_argument("--grid", action="store_true", help="1, 2, 4, … processes at once instead, each with its share of the threads")
     parser.set_defaults(image_size=32, depth=[14])
+    parser.go_on = "the same command begins again"
     return common.main(bench, parser, argv)
 
 

@@ -539,8 +539,12 @@ def refuse(args, flags, instead: str) -> None:
             raise UserError(f"--{flag.replace('_', '-')} has no part in this experiment: leave it out; {instead}")
 
 
+GO_ON = "the same command goes on after the last complete epoch"
+
+
 class Parser(argparse.ArgumentParser):
-    """argparse, its errors in one line."""
+    """argparse, its errors in one line; and what a user who has stopped the script can count on."""
+    go_on = GO_ON
 
     def error(self, message: str):
         raise UserError(f"{message} (--help explains)")
@@ -696,9 +700,6 @@ def has_bf16(device: torch.device) -> bool:
     return device.type == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False)
 
 
-GO_ON = "the same command goes on after the last complete epoch"
-
-
 def in_one_line(error: Exception) -> str | None:
     """What a user can do about `error`, None where it is a mistake of ours."""
     if isinstance(error, (UserError, RunError)):
@@ -726,6 +727,7 @@ def main(run, parser: Parser, argv: list[str] | None) -> int:
         args = parser.parse_args(argv)
         args.script = Path(run.__code__.co_filename).name
         args.experiment = Path(args.script).stem.removeprefix("exp_")
+        parallel.warn_if_busy()
         args.command, args.started = sys.argv[1:] if argv is None else argv, time.monotonic()
         if parser.lists:  # a grid resolves each of its runs; under torchrun every process makes runs of its own
             return run(args)
@@ -736,9 +738,9 @@ def main(run, parser: Parser, argv: list[str] | None) -> int:
             spread(args)
             return run(args)
     except KeyboardInterrupt:
-        return say(f"stopped: {GO_ON}", 128 + signal.SIGINT)
+        return say(f"stopped: {parser.go_on}", 128 + signal.SIGINT)
     except SystemExit as stop:  # --help ends so, too
-        return say(f"stopped: {GO_ON}", stop.code) if stop.code else 0
+        return say(f"stopped: {parser.go_on}", stop.code) if stop.code else 0
     except Exception as error:
         if (line := in_one_line(error)) is None:
             raise

@@ -12,6 +12,8 @@ import torch
 import torch.distributed as dist
 from torch import nn
 
+from records import warn
+
 
 def started() -> bool:
     """Whether torchrun started several processes."""
@@ -21,6 +23,14 @@ def started() -> bool:
 def local_rank() -> int:
     """This process's number on its machine, which is that of its GPU."""
     return int(os.environ.get("LOCAL_RANK", 0))
+
+
+def warn_if_busy() -> None:
+    """OpenMP's threads spin while they wait for each other: where another process has one of their cores, an epoch of digits took fifty times as long
+    with two threads as with one. Not to spin would cost a quiet machine more than half of its speed."""
+    cores = os.cpu_count()
+    if torch.get_num_threads() > 1 and not torch.cuda.is_available() and hasattr(os, "getloadavg") and os.getloadavg()[0] > cores:
+        warn(f"other processes keep the {cores} cores busy, and threads that wait for each other then take many times as long: set OMP_NUM_THREADS=1")
 
 
 def processes() -> int:

@@ -809,14 +809,23 @@ def write_table(name: str, tables: list[Table], folder: Path, formats: set[str])
         pd.concat([t.flat() for t in tables]).to_csv(folder / f"{name}.csv", index=False, float_format="%.6g", lineterminator="\n")
 
 
+class Parser(argparse.ArgumentParser):
+    """argparse, its errors in one line."""
+
+    def error(self, message: str):
+        self.exit(2, f"error: {message} (--help explains)\n")
+
+
 def main(argv=None) -> int:
-    p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    p = Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     p.add_argument("--only", nargs="+", choices=list(COMMANDS), metavar="NAME", help=f"of the tables ({', '.join(TABLES)}) and figures ({', '.join(FIGURES)})")
     p.add_argument("--dataset", help="of this data set alone")
     p.add_argument("--results", type=Path, default=Path("results"), metavar="FOLDER", help="default results")
     p.add_argument("--out", type=Path, default=Path("."), metavar="FOLDER", help="where tables/ and figures/ go (default here)")
     p.add_argument("--format", nargs="+", choices=["md", "tex", "csv", "png", "pdf"], default=["md", "tex", "csv", "png", "pdf"], help="default all")
     args = p.parse_args(argv)
+    if not args.results.is_dir():
+        p.error(f"{args.results} is no folder: --results names the one that holds the runs")
     everything = read_runs(args.results)
     if args.dataset:
         everything = everything[everything.dataset == args.dataset]
@@ -845,4 +854,8 @@ def save(figure, path: Path, formats: set[str]) -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    try:
+        sys.exit(main())
+    except KeyboardInterrupt:
+        print("stopped: the same command begins again", file=sys.stderr)
+        sys.exit(130)

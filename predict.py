@@ -238,6 +238,7 @@ def main(argv=None) -> int:
     parser.add_argument("--filters", type=Path, metavar="OUT.png", help="draw the filters of the first convolution")
     parser.add_argument("--feature-maps", nargs=2, metavar=("OUT.png", "IMAGE"), help="draw what an image makes of an early and a middle layer")
     parser.add_argument("--device", default="auto", help="cpu, cuda, cuda:1, mps, … (default: cuda where there is one, else cpu)")
+    parser.go_on = "the same command begins again"
     return common.main(run, parser, argv)
 
 

@@ -44,6 +44,7 @@ def folder(tmp_path, monkeypatch):
     """Every test has a folder of its own as the current one, and as the place of the user's cache."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    monkeypatch.setattr(os, "getloadavg", lambda: (0, 0, 0), raising=False)  # however busy the machine is
     return tmp_path
 
 
@@ -878,7 +879,9 @@ def test_the_bench_measures_every_variant(monkeypatch, capsys):
     assert list(tables[True].processes) == [n for n in (1, 2, 4, 8, 16, 32, 64) if n <= torch.get_num_threads()]
     assert plots.main(["--only", "speed"]) == 0
     assert f"| plain | {loops.train_images_per_s[0]:,.0f} |" in Path("tables/speed.md").read_text()
-    assert bench.main([*words, "--epochs", "3"]) == 2 and "--epochs has no part" in capsys.readouterr().err
+    for wrong, says in (("--epochs 3", "--epochs has no part"), ("--dry-run", "--dry-run has no part"), ("--train none", "trains nothing"), ("--depths 15", "14 and 20"), ("--images 1", "from 100")):
+        assert bench.main([*words, *wrong.split()]) == 2 and says in capsys.readouterr().err
+    assert bench.main([*words, "--results", "/dev/null/x"]) == 1 and len(capsys.readouterr().err.splitlines()) == 1
 
 
 def test_the_bench_counts_work_as_its_formula_does():
@@ -923,6 +926,15 @@ def test_compiled_blocks_calculate_what_eager_ones_do(quickly_compiled):
         assert compiled[column].to_numpy() == pytest.approx(eager[column].to_numpy(), rel=1e-3), column
     assert run("--compile", "--force", "--time-limit", 1e-9) == run("--compile") == 0
     assert pd.read_csv(the_csv()).drop(columns="seconds").equals(compiled.drop(columns="seconds"))
+
+
+def test_a_busy_machine_is_told_of(monkeypatch, capsys):
+    monkeypatch.setattr(os, "getloadavg", lambda: (os.cpu_count() + 1, 0, 0), raising=False)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    for threads in (1, 2):
+        monkeypatch.setattr(torch, "get_num_threads", lambda: threads)
+        assert run("--dry-run") == 0
+        assert ("OMP_NUM_THREADS=1" in capsys.readouterr().err) == (threads == 2)
 
 
 def test_no_compiler_is_one_line(monkeypatch, capsys):
@@ -1169,6 +1181,13 @@ def pretend(seed, test_acc, folder="bn_only", template=[], **settings):
     table.to_csv(path, index=False)
     for kind, content in template[1].items():
         path.with_suffix(f".{kind}.csv.gz").write_bytes(content)
+
+
+@pytest.mark.parametrize("words, says", [("--results nowhere", "nowhere is no folder"), ("--only nonsense", "invalid choice")])
+def test_plots_refuse_what_is_not_there(words, says, capsys):
+    with pytest.raises(SystemExit) as stop:
+        plots.main(words.split())
+    assert stop.value.code == 2 and says in (error := capsys.readouterr().err) and len(error.splitlines()) == 1
 
 
 def test_every_table_and_figure_is_made(capsys):
