@@ -825,7 +825,7 @@ def main(argv=None) -> int:
     p.add_argument("--format", nargs="+", choices=["md", "tex", "csv", "png", "pdf"], default=["md", "tex", "csv", "png", "pdf"], help="default all")
     args = p.parse_args(argv)
     if not args.results.is_dir():
-        p.error(f"{args.results} is no folder: --results names the one that holds the runs")
+        print(f"warning: {args.results} is no folder: --results names the one that holds the runs", file=sys.stderr)
     everything = read_runs(args.results)
     if args.dataset:
         everything = everything[everything.dataset == args.dataset]
