@@ -547,6 +547,8 @@ class Parser(argparse.ArgumentParser):
     go_on = GO_ON
 
     def error(self, message: str):
+        if (plural := re.match(r"unrecognized arguments: (--\S+)s( |$)", message)) and plural[1] in self._option_string_actions:
+            message = f"{plural[1]}s: this script makes one run and takes {plural[1]}; lists are for the experiments that make grids"
         raise UserError(f"{message} (--help explains)")
 
 

@@ -271,7 +271,7 @@ def decode(paths: list[Path], image_size: int | None, workers: int, quiet: bool)
                 image = image.convert("RGB")
                 return np.asarray(ImageOps.fit(image, (image_size, image_size), Image.Resampling.BILINEAR) if image_size else image)
         except Exception as error:  # Pillow's decoders raise a dozen kinds
-            raise UserError(f"{path} cannot be read as an image ({error}): replace or remove it") from None
+            raise UserError(f"{path} cannot be read as an image ({getattr(error, 'strerror', None) or error}): give another in its place, or none") from None
 
     pool, images = ThreadPoolExecutor(workers), None
     try:

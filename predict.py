@@ -56,7 +56,7 @@ def load(path: Path, device: str) -> Trained:
     except OSError as error:
         raise UserError(f"{path} cannot be read ({error.strerror}): name a checkpoint, such as checkpoints/bn_only/*.pt") from None
     except (Damaged, KeyError, TypeError, ValueError, AttributeError) as error:
-        raise UserError(f"{path} is no checkpoint that can be used: {error if isinstance(error, Damaged) else repr(error)}") from None
+        raise UserError(f"{path} is no checkpoint that can be used: {error if isinstance(error, Damaged) else repr(error)}; make its run again, or name another") from None
 
 
 def experiment(name: str):

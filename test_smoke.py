@@ -998,7 +998,7 @@ def test_a_graphed_step_makes_every_step_once_at_its_rate(monkeypatch):
 # --------------------------------------------------------------------------------------------------------------- errors
 
 ERRORS = {
-    "--sync-bn": "torchrun",
+    "--sync-bn": "torchrun", "--depths 14 32": "takes --depth;",
     "--depth 15": "14 and 20", "--depth 5": "8 and 14", "--arch vgg --depth 14": "11, 13, 16, 19", "--arch vgg --depth 11": "--image-size 16", "--arch imagenet_resnet --depth 18 --width 2": "width 1",
     "--train random:0": "random:K", "--train random:2+conv": "twice", "--optimizer sgdm": "adam", "--warmup-epochs -1": "from 0", "--dataset imagenet --data x": "x/train/CLASS", "--depth 14.5": "whole number", "--width 0": "from 1", "--train gamma+nonsense": "'nonsense'", "--train hidden": "conv",
     "--train all+bn": "'all'", "--train bn+gamma": "twice", "--train=": "joined with +", "--dataset nothing": "digits", "--dataset imagefolder": "--data",
