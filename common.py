@@ -219,7 +219,8 @@ def training_step(model: nn.Module, args):
     compile_blocks(model)
     if args.device.type != "cuda" or parallel.processes() > 1:
         return train_step
-    torch.cuda.set_stream(torch.cuda.Stream(args.device))  # for good: no graph can be captured from the default stream
+    torch.cuda.synchronize(args.device)  # what the default stream has begun, no graph can be captured from it
+    torch.cuda.set_stream(torch.cuda.Stream(args.device))
     return GraphedStep(args.batch_size)
 
 
