@@ -31,6 +31,7 @@ import exp_mlp_lenet
 import exp_random_params
 import models
 import parallel
+import plot_tables
 import plots
 import predict
 import records
@@ -1242,8 +1243,8 @@ def test_davis_frank_is_judged_by_a_one_sided_paired_test():
 
 
 def test_plots_set_published_figures_beside_a_variant_of_the_data_set(capsys):
-    assert set(plots.published("cifar10-jpeg").source) >= {"Frankle et al. 2021", "Vinod 2020"}
-    assert plots.published("cifar100").empty and plots.published("digits").empty
+    assert set(plot_tables.published("cifar10-jpeg").source) >= {"Frankle et al. 2021", "Vinod 2020"}
+    assert plot_tables.published("cifar100").empty and plot_tables.published("digits").empty
     pretend(0, 50, train="bn", dataset="cifar10-jpeg")
     assert plots.main(["--only", "accuracy", "--dataset", "cifar10-jpeg", "--out", "out"]) == 0
     assert "| bn | ours − Frankle et al. 2021, cifar10 | +2.0 |" in capsys.readouterr().out and not Path("out/figures").exists()
