@@ -454,8 +454,6 @@ def device_name(device: torch.device) -> str:
 
 
 # ---------------------------------------------------------------------------------------------------------------- grids
-# A grid needs no scheduler: every process walks the same list and takes the first run that is neither finished nor locked. So a second terminal, a
-# Slurm array and a restart after a crash are all the same thing.
 
 def grid(args, **lists) -> list[argparse.Namespace]:
     """The arguments of every combination of `lists`, each as if it had been asked for alone, without bars and summaries of its own."""
@@ -469,7 +467,8 @@ def grid(args, **lists) -> list[argparse.Namespace]:
 
 
 def run_grid(runs: list[argparse.Namespace], run) -> int:
-    """Makes, by `run(args)`, each of `runs` that is neither finished nor locked: a second process that walks the same list makes the others.
+    """Makes, by `run(args)`, each of `runs` that is neither finished nor locked: a second process that walks the same list, in another terminal,
+    a Slurm array or after a crash, makes the others.
 
     A run that fails does not stop the rest, and is named at the end. Returns the exit code, 1 where a run failed or diverged."""
     if not runs:
