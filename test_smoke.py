@@ -13,6 +13,8 @@ import time
 from argparse import Namespace
 from pathlib import Path
 
+os.environ.setdefault("OMP_NUM_THREADS", "1")  # before torch is there: a second thread gains these small networks little, and costs much on busy cores
+
 import numpy as np
 import pandas as pd
 import pytest
