@@ -50,7 +50,8 @@ import common
 
 TRAIN, TEST = 50_000, 10_000  # images of a CIFAR-10 epoch
 WINDOW = 10  # seconds of training that processes at once are measured for, since they do not start together
-PARTS = ("data on the device", "channels_last", "bf16", "frozen weights cast once", "memory kept", "compiled blocks", "CUDA graph")
+EAGER = ("data on the device", "channels_last", "bf16", "frozen weights cast once", "memory kept")
+PARTS = (*EAGER, "compiled blocks", "CUDA graph")
 IGNORED = "dataset data subset val_fraction augment epochs schedule warmup_epochs seed tensorboard checkpoints force no_resume time_limit dry_run quiet".split()  # of the shared flags
 COLUMNS = ("device threads torch commit arch depth width train image_size batch_size variant processes threads_each workers train_images_per_s test_images_per_s epoch_s speedup "
            "peak_mb limit_s limited_by share_of_limit start_s share_of_step turns").split()
@@ -287,7 +288,7 @@ def in_processes(n: int, threads: int, measure, *arguments) -> list[dict]:
 def eager_parts(args) -> tuple[str, ...]:
     """The parts of our loop here, without --compile's."""
     there = {"bf16": args.precision == "bf16", "frozen weights cast once": args.precision == "bf16", "memory kept": args.device.type == "cpu"}
-    return tuple(part for part in PARTS[:5] if there.get(part, True))
+    return tuple(part for part in EAGER if there.get(part, True))
 
 
 def compare(args, threads: int) -> list[dict]:
@@ -352,10 +353,11 @@ def bench(args) -> int:
                 "image_size": one.image_size, "batch_size": one.batch_size, "turns": one.turns}
         path = Path(args.results, "bench", f"{name.replace(' ', '-')}-{threads}-{one.arch}{one.depth}-w{one.width}-{one.train.replace(':', '')}-{one.image_size}px-b{one.batch_size}{'-grid' * one.grid}.csv")
         path.parent.mkdir(parents=True, exist_ok=True)
-        table = pd.DataFrame([same | row for row in (share_out if one.grid else compare)(one, threads)], columns=COLUMNS)
-        common.write_table(path, COLUMNS, [["" if value != value else value for value in row] for row in table.values.tolist()])
+        rows = [same | row for row in (share_out if one.grid else compare)(one, threads)]
+        common.write_table(path, COLUMNS, [[row.get(column, "") for column in COLUMNS] for row in rows])
         print(f"\n{one.arch}-{one.depth}, {one.train}, batches of {one.batch_size} images of {one.image_size}x{one.image_size} on {name}, {threads} threads: medians of {one.turns} turns")
-        print(table[COLUMNS[COLUMNS.index("variant"):-1]].dropna(axis="columns", how="all").to_string(index=False, na_rep="", float_format="{:.4g}".format))
+        table = pd.DataFrame(rows, columns=COLUMNS[COLUMNS.index("variant"):-1]).dropna(axis="columns", how="all")
+        print(table.to_string(index=False, na_rep="", float_format="{:.4g}".format))
         print(f"records: {path}")
     return 0
 
