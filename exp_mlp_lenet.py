@@ -150,10 +150,6 @@ def combinations(args, bn, trains):
     return common.grid(args, bn=[bn], train=trains, seed=args.seed)
 
 
-class Unfinished(Exception):
-    """A trial that the time limit stopped: it is made again."""
-
-
 def tune(args):
     """Optuna's trials, judged by the last epoch's accuracy on a validation split, never on the test set; they go on where an earlier start stopped."""
     try:
@@ -163,7 +159,7 @@ def tune(args):
     if max(len(args.bn), len(args.train), len(args.seed)) > 1 or args.dry_run:
         raise common.UserError("--tune takes one --bn, one --train and one --seed, and no --dry-run")
     optuna.logging.set_verbosity(optuna.logging.ERROR)
-    args.val_fraction = args.val_fraction or 0.2
+    args.val_fraction, args.experiment = args.val_fraction or 0.2, "mlp_lenet_tune"  # trials are no runs to average
     bn, train, widths = args.bn[0], args.train[0], len(args.hidden)
 
     def settings(trial):
@@ -171,27 +167,31 @@ def tune(args):
                   "batch_size": trial.suggest_categorical("batch_size", [32, 64, 128, 256, 512])}
         return chosen | ({"hidden": [trial.suggest_int(f"hidden{i}", 32, 1024, log=True) for i in range(widths)]} if args.arch == "mlp" else {})
 
-    def objective(trial):
+    def the_run(**chosen):
         one = copy.copy(args)
-        vars(one).update(settings(trial))
-        one, = combinations(one, bn, [train])
-        if run(one):
-            raise optuna.TrialPruned()  # diverged
-        if not len(row := common.last_rows([one])):
-            study.stop()
-            raise Unfinished()  # at the time limit
-        return float(row.val_acc.iloc[0])
+        vars(one).update(chosen)
+        return combinations(one, bn, [train])[0]
 
-    folder = Path(args.results, "mlp_lenet")
+    folder = Path(args.results, args.experiment)
     folder.mkdir(parents=True, exist_ok=True)
-    same = copy.copy(args)  # the name of a study is that of a run without what is tuned
-    vars(same).update(lr=1, weight_decay=0, batch_size=1, hidden=[1] * widths)
-    study = optuna.create_study(direction="maximize", storage=f"sqlite:///{folder / 'tune.db'}", load_if_exists=True, sampler=optuna.samplers.TPESampler(seed=args.seed[0]),
-                                study_name=common.run_name(combinations(same, bn, [train])[0]))
-    done = sum(trial.state in (optuna.trial.TrialState.COMPLETE, optuna.trial.TrialState.PRUNED) for trial in study.trials)
-    if args.tune > done:
-        study.optimize(objective, n_trials=args.tune - done, show_progress_bar=not args.quiet, catch=(Unfinished,))
-    finished = [trial for trial in study.trials if trial.state == optuna.trial.TrialState.COMPLETE]
+    untuned = the_run(lr=1, weight_decay=0, batch_size=1, hidden=[1] * widths)  # its name tells one study from another
+    study = optuna.create_study(direction="maximize", storage=f"sqlite:///{folder / 'tune.db'}", load_if_exists=True, study_name=common.run_name(untuned))
+    complete, pruned, failed = optuna.trial.TrialState.COMPLETE, optuna.trial.TrialState.PRUNED, optuna.trial.TrialState.FAIL
+    done = len(study.get_trials(states=(complete, pruned)))
+    with common.progress_bar(total=args.tune, initial=done, unit=" trials", disable=args.quiet) as progress:
+        for number in range(done, args.tune):
+            # a seed for each trial: one for the study would begin again with every start, and repeat its trials
+            study.sampler = optuna.samplers.TPESampler(seed=int(np.random.SeedSequence([args.seed[0], number]).generate_state(1)[0]))
+            one = the_run(**settings(trial := study.ask()))
+            if run(one):
+                study.tell(trial, state=pruned)  # diverged
+            elif len(row := common.last_rows([one])):
+                study.tell(trial, float(row.val_acc.iloc[0]))
+            else:
+                study.tell(trial, state=failed)  # the time limit stopped it: the next start finds its seed, and goes on with its run
+                break
+            progress.update()
+    finished = study.get_trials(states=(complete,))
     if not finished:
         raise common.RunError("no trial has finished yet: the same command makes more")
     best = study.best_trial

@@ -89,7 +89,7 @@ def recipes(runs: pd.DataFrame, *varied: str):
 
 def title(run: pd.Series, varied: tuple[str, ...] = ()) -> str:
     """The settings that a group of runs shares, without those that are usual."""
-    words = [f"{run.experiment}: {run.dataset}" if run.experiment not in ("", "mlp_lenet", "bn_init") else run.dataset]
+    words = [f"{run.experiment}: {run.dataset}" if run.experiment not in ("", "mlp_lenet", "mlp_lenet_tune", "bn_init") else run.dataset]
     if "depth" not in varied:
         words.append(network_name(run, "width" not in varied))
     elif run.arch != "resnet":
@@ -239,7 +239,7 @@ def table_parameters(runs):
 
 def table_accuracy(runs):
     """Per --train and depth, beside the published figures and the difference to them."""
-    shown = pd.concat([usual_start(runs), runs[~runs.experiment.isin(["", "bn_init", "mlp_lenet"])]])  # and the experiments of a user
+    shown = pd.concat([usual_start(runs), runs[~runs.experiment.isin(["", "bn_init", "mlp_lenet", "mlp_lenet_tune"])]])  # and the experiments of a user
     for name, group in recipes(shown[~random_sweep(shown)], "depth", "width", "train"):
         papers = published(group.dataset.iloc[0])
         papers = papers[(papers.arch == group.arch.iloc[0]) & papers.train.isin(list(group.train))]
@@ -378,10 +378,20 @@ def p_value(a: pd.DataFrame, b: pd.DataFrame) -> str:
 
 def table_mlp_lenet(runs):
     """MLPs and LeNet-5, with BatchNorm before and after the activation."""
-    for name, group in recipes(runs[runs.bn.notna()], "train", "bn"):
+    for name, group in recipes(runs[runs.bn.notna() & (runs.experiment != "mlp_lenet_tune")], "train", "bn"):
         rows = [{"trained": train, "parameters": int(same.params_trained.iloc[0]), "BatchNorm": bn, "test accuracy (%)": Mean.of(same)}
                 for (bn, train), same in group.groupby(["bn", "train"])]
         yield Table(name, sorted(rows, key=lambda row: rank(row["trained"])), across="BatchNorm", columns=["before", "after", "none"])
+
+
+def table_tuned(runs):
+    """The five best trials of `exp_mlp_lenet.py --tune`, by the accuracy on the validation images, which chose, and that on the test images, which did not."""
+    trials = runs[runs.experiment == "mlp_lenet_tune"]
+    for name, group in recipes(trials, "lr", "weight_decay", "batch_size", "hidden", "width", "depth"):
+        best = group.sort_values("val_acc", ascending=False, kind="stable")[:5]
+        yield Table(f"{name}, {group.train.iloc[0]}: the best of {len(group)} trials", [
+            {"network": network_name(row), "parameters": int(row.params_trained), "learning rate": f"{row.lr:.3g}", "weight decay": f"{row.weight_decay:.2g}", "batch size": int(row.batch_size),
+             "validation accuracy (%)": f"{row.val_acc:.2f}", "test accuracy (%)": f"{row.test_acc:.2f}"} for row in best.itertuples()])
 
 
 def table_recipes(runs):

@@ -584,14 +584,18 @@ def test_tables(capsys):
 def test_tuning_goes_on_and_ends_with_a_command(capsys):
     pytest.importorskip("optuna")
     words = ["--dataset", "digits", "--subset", "200", "--epochs", "1", "--hidden", "16", "--quiet", "--precision", "fp32"]
+    assert exp_mlp_lenet.main([*words, "--tune", "3", "--results", "at_once", "--checkpoints", "at_once"]) == 0
+    at_once = capsys.readouterr().out
     assert exp_mlp_lenet.main([*words, "--tune", "2"]) == 0 and "best of 2 trials" in capsys.readouterr().out
     assert exp_mlp_lenet.main([*words, "--tune", "3", "--time-limit", "1e-9", "--epochs", "2"]) == 1 and "no trial" in capsys.readouterr().err
     assert exp_mlp_lenet.main([*words, "--tune", "3", "--dry-run"]) == 2
     assert exp_mlp_lenet.main([*words, "--tune", "3"]) == 0
     out = capsys.readouterr().out
-    assert "best of 3 trials" in out and "on the validation split" in out
+    assert out == at_once and "best of 3 trials" in out and "on the validation split" in out
     command = re.search(r"python exp_mlp_lenet.py (.*)", out)[1]
     assert exp_mlp_lenet.main([*command.split(), "--quiet", "--subset", "200"]) == 0
+    assert plots.main(["--only", "tuned", "mlp_lenet", "--format", "csv"]) == 0
+    assert len(pd.read_csv("tables/tuned.csv")) == 3 and len(pd.read_csv("tables/mlp_lenet.csv")) == 1  # a trial is no run to average
 
 
 def test_other_images_under_the_same_name_are_noticed(capsys):
