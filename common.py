@@ -34,7 +34,7 @@ from data import AUGMENTED, DATASETS, Data, progress_bar, split_batches
 from data import generator, load_data, make_splits, on_device  # noqa: F401, for the experiments
 from models import DEPTHS, WEIGHT_INITS, batchnorms, check_depth, compile_blocks, constant, count_parameters, frozen_in, is_shortcut, network, parse_train, parts
 from models import build_model, freeze, initialise  # noqa: F401, for the experiments
-from records import Damaged, Locked, Run, RunError, UserError, commit, read_checkpoint, run_files, run_name, write_table
+from records import Damaged, Locked, Run, RunError, UserError, commit, printable, read_checkpoint, run_files, run_name, write_table
 from records import dataset_name  # noqa: F401, for the experiments
 from parallel import share  # noqa: F401, for the experiments
 
@@ -667,14 +667,14 @@ def resolve(args) -> None:
         raise UserError("--dataset imagefolder needs --data FOLDER, with images in FOLDER/train/CLASS/ and FOLDER/test/CLASS/")
     if args.dataset == "csv" and not args.data:
         raise UserError("--dataset csv needs --data FILE, a CSV file whose first line names its columns")
+    there = ["cpu", *(f"cuda:{i}" for i in range(torch.cuda.device_count())), *["mps"] * torch.backends.mps.is_available()]
     try:
         args.device = torch.device(("cuda" if torch.cuda.is_available() else "cpu") if args.device == "auto" else args.device)
         if args.device == torch.device("cuda") and parallel.started():
             args.device = torch.device("cuda", parallel.local_rank())
         torch.zeros(1, device=args.device).tolist()
     except Exception:  # PyTorch raises a different kind for each device that is not there
-        there = ["cpu", *(f"cuda:{i}" for i in range(torch.cuda.device_count())), *["mps"] * torch.backends.mps.is_available()]
-        raise UserError(f"--device {args.device} is not there: this machine has {', '.join(there)}") from None
+        raise UserError(f"--device {args.device} cannot be used: this machine has {', '.join(there)}") from None
     if args.sync_bn and (args.device.type != "cuda" or not parallel.started()):
         raise UserError("--sync-bn is for one run on several GPUs: torchrun --nproc-per-node=8 exp_bn_only.py --sync-bn …")
     if args.compile:
@@ -721,10 +721,12 @@ def main(run, parser: Parser, argv: list[str] | None) -> int:
         raise SystemExit(128 + signal.SIGTERM)
 
     def say(line: str, code: int) -> int:
-        print(line, file=sys.stderr)
+        print(printable(line), file=sys.stderr)
         return code
 
     before = signal.signal(signal.SIGTERM, terminate)
+    if hasattr(sys.stdout, "reconfigure"):
+        sys.stdout.reconfigure(errors="backslashreplace")  # γ on a terminal without it, or a file name of any bytes
     try:
         args = parser.parse_args(argv)
         args.script = Path(run.__code__.co_filename).name

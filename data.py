@@ -9,6 +9,7 @@ import json
 import os
 import re
 import sys
+import warnings
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import redirect_stdout
 from dataclasses import dataclass
@@ -261,27 +262,41 @@ def walk(folder: str, skip: int):
             yield entry.path[skip:].replace(os.sep, "/"), status.st_size, status.st_mtime_ns
 
 
+def read_image(path: Path):
+    """An image file as Pillow's RGB image: of an animation the first frame, transparency left out, 16 bits of gray scaled to 8, where Pillow would cut them off at 255.
+    Raises UserError for what is no image, is cut or damaged, or has so many pixels (89 millions) that it is made to fill the memory."""
+    from PIL import Image
+    try:
+        with Image.open(path) as image:
+            if image.width * image.height > Image.MAX_IMAGE_PIXELS:
+                raise ValueError(f"{image.width}x{image.height} pixels")
+            if image.mode == "F":
+                raise ValueError("its pixels are floating-point numbers of no known scale")
+            if image.mode.startswith("I"):
+                image = Image.fromarray((np.asarray(image).clip(0, 65535) / 257).round().astype(np.uint8))
+            return image.convert("RGB")
+    except Exception as error:  # Pillow's decoders raise a dozen kinds
+        raise UserError(f"{path} cannot be read as an image ({getattr(error, 'strerror', None) or error}): give another in its place, or none") from None
+
+
 def decode(paths: list[Path], image_size: int | None, workers: int, quiet: bool) -> np.ndarray:
     """The images as one uint8 array (N, H, W, 3), all of one size already, or scaled and cropped to `image_size`."""
     from PIL import Image, ImageOps
 
     def read(path):
-        try:
-            with Image.open(path) as image:
-                image = image.convert("RGB")
-                return np.asarray(ImageOps.fit(image, (image_size, image_size), Image.Resampling.BILINEAR) if image_size else image)
-        except Exception as error:  # Pillow's decoders raise a dozen kinds
-            raise UserError(f"{path} cannot be read as an image ({getattr(error, 'strerror', None) or error}): give another in its place, or none") from None
+        image = read_image(path)
+        return np.asarray(ImageOps.fit(image, (image_size, image_size), Image.Resampling.BILINEAR) if image_size else image)
 
     pool, images = ThreadPoolExecutor(workers), None
     try:
-        for i, image in enumerate(progress_bar(pool.map(read, paths), desc="decoding", total=len(paths), unit=" images", disable=quiet)):
-            if images is None:
-                images = np.empty((len(paths), *image.shape), np.uint8)
-            if image.shape != images.shape[1:]:
-                (height, width), (h, w) = images.shape[1:3], image.shape[:2]
-                raise UserError(f"the images differ in size ({paths[0]}: {width}x{height}, {paths[i]}: {w}x{h} pixels): add --image-size {min(height, width)}")
-            images[i] = image
+        with warnings.catch_warnings(action="ignore"):  # Pillow's, of damaged EXIF data and the like
+            for i, image in enumerate(progress_bar(pool.map(read, paths), desc="decoding", total=len(paths), unit=" images", disable=quiet)):
+                if images is None:
+                    images = np.empty((len(paths), *image.shape), np.uint8)
+                if image.shape != images.shape[1:]:
+                    (height, width), (h, w) = images.shape[1:3], image.shape[:2]
+                    raise UserError(f"the images differ in size ({paths[0]}: {width}x{height}, {paths[i]}: {w}x{h} pixels): add --image-size {min(height, width)}")
+                images[i] = image
     finally:
         pool.shutdown(cancel_futures=True)
     return images
@@ -322,8 +337,11 @@ class Streamed(Data):
     def stream(self, split, batches, transform, seeds):
         files = Files(self.images[split], transform, seeds)
         loader = torch.utils.data.DataLoader(files, batch_sampler=[batch.tolist() for batch in batches], num_workers=self.workers, pin_memory=self.device.type == "cuda")
-        for batch, images in zip(batches, loader):
-            yield self.normalise(images.to(self.device, non_blocking=True)), self.labels[split][batch.to(self.device)]
+        try:
+            for batch, images in zip(batches, loader):
+                yield self.normalise(images.to(self.device, non_blocking=True)), self.labels[split][batch.to(self.device)]
+        except UserError as error:  # from a worker process, behind its traceback
+            raise UserError(str(error).strip().splitlines()[-1].partition(": ")[2]) from None
 
 
 class Files(torch.utils.data.Dataset):
@@ -336,8 +354,7 @@ class Files(torch.utils.data.Dataset):
         return len(self.paths)
 
     def __getitem__(self, i: int) -> torch.Tensor:
-        from torchvision.datasets.folder import default_loader
-        image = default_loader(str(self.paths[i]))
+        image = read_image(self.paths[i])
         with torch.random.fork_rng(devices=[]):
             if self.seeds:
                 torch.manual_seed(int(np.random.SeedSequence([*self.seeds, i]).generate_state(1, np.uint64)[0]))

@@ -5,12 +5,15 @@ from __future__ import annotations
 
 import math
 import sys
+import zlib
 from functools import cache
 from pathlib import Path
 from typing import NamedTuple
 
 import pandas as pd
 from scipy import stats
+
+from records import Damaged, printable, read_rows
 
 MEASURED = ("run seed params_total params_trained epoch train_loss train_acc val_loss val_acc test_loss test_acc test_top5 seconds device threads torch commit status path hours").split()
 USUAL = {"subset": "all", "val_fraction": 0, "gamma_init": "uniform", "beta_init": "zeros", "weight_init": "he_normal", "batch_size": 128, "optimizer": "sgd",
@@ -31,20 +34,23 @@ def read_runs(results: Path) -> pd.DataFrame:
         if path.parent.name == "bench":
             continue
         try:
+            read_rows(path)
             epochs = pd.read_csv(path, dtype={"subset": str, "image_size": str, "commit": str, "hidden": str, "torch": str})
-            last = epochs.iloc[-1]
-            missing = [c for c in [*USUAL, *MEASURED[:-2], "dataset", "arch", "depth", "width", "train", "epochs", "precision", "classes"] if c not in last]
-            why = (f"it lacks the columns {', '.join(missing)}" if missing else "diverged" if last.status == "diverged"
-                   else "it has an accuracy outside 0 … 100" if not epochs.test_acc.between(0, 100).all()
+            last = epochs.iloc[-1] if len(epochs) else None
+            why = ("unfinished, no epoch" if last is None else "diverged" if last.status == "diverged"
                    else f"unfinished, {last.epoch} of {last.epochs} epochs" if last.epoch < last.epochs else "")
-        except (ValueError, TypeError, IndexError, OSError) as error:
-            why = f"it cannot be read ({error})"
+        except (Damaged, ValueError, OSError) as error:
+            why = f"it cannot be used: {error}"
         if why:
-            print(f"left out: {path}: {why}", file=sys.stderr)
+            leave_out(path, why)
         else:
             rows.append((epochs.loc[epochs.val_acc.idxmax()] if "bn_weight" in epochs else last).to_dict() | {"path": path, "hours": epochs.seconds.sum() / 3600})
     runs = pd.DataFrame(rows, columns=None if rows else ["dataset"])
     return runs.reindex(columns=[*runs.columns, *(column for column in OWN if column not in runs)]) if rows else runs
+
+
+def leave_out(path: Path, why) -> None:
+    print(printable(f"left out: {path}: {why}"), file=sys.stderr)
 
 
 def distinct(runs: pd.DataFrame) -> pd.DataFrame:
@@ -57,15 +63,22 @@ def distinct(runs: pd.DataFrame) -> pd.DataFrame:
 
 def read_bench(results: Path) -> pd.DataFrame:
     """What bench.py measured, all of it."""
-    return pd.concat([pd.DataFrame(), *map(pd.read_csv, sorted(results.glob("bench/*.csv")))])
+    tables = [pd.DataFrame()]
+    for path in sorted(results.glob("bench/*.csv")):
+        try:
+            tables.append(pd.read_csv(path))
+        except (ValueError, OSError) as error:
+            leave_out(path, error)
+    return pd.concat(tables)
 
 
 def beside(run: Path, kind: str) -> pd.DataFrame | None:
     """The table `kind` of a run, bn or prune, where it is there and whole."""
+    path = run.with_suffix(f".{kind}.csv.gz")
     try:
-        return read_beside(run.with_suffix(f".{kind}.csv.gz"))
-    except (ValueError, EOFError, OSError) as error:
-        print(f"left out: {run.with_suffix(f'.{kind}.csv.gz')}: it cannot be read ({error})", file=sys.stderr)
+        return read_beside(path)
+    except (ValueError, EOFError, OSError, zlib.error) as error:
+        leave_out(path, f"it cannot be read ({error})")
 
 
 @cache

@@ -17,10 +17,12 @@ import pandas as pd
 
 from plot_figures import FIGURES
 from plot_tables import TABLES, Difference, Mean, Table, distinct, read_bench, read_runs
+from records import file_name, printable
 
 # ---------------------------------------------------------------------------------------------------------- command line
 
 LATEX = str.maketrans({"±": r"$\pm$", "−": "$-$", "γ": r"$\gamma$", "β": r"$\beta$", "ö": r"\"{o}", "é": r"\'e", "≤": r"$\le$", "×": r"$\times$", "|": r"\textbar{}", "<": r"\textless{}"})
+SPECIAL = str.maketrans({c: rf"\{c}" for c in "&%$#_{}"} | {"\\": r"\textbackslash{}", "~": r"\textasciitilde{}", "^": r"\textasciicircum{}"})
 COMMANDS = {  # what makes the runs of each table and figure
     "parameters": "exp_bn_only.py --dataset digits", "accuracy": "exp_bn_only.py --dataset digits", "against_bn": "exp_bn_only.py --dataset digits --train all", "random_params": "exp_random_params.py --dataset digits --seeds 0 1 2 3 4",
     "depth_width": "exp_depth_width.py --dataset digits --seeds 0 1 2 3 4", "initialisation": "exp_bn_init.py frankle --dataset digits --gamma-init uniform ones --seeds 0 1 2 3 4",
@@ -35,12 +37,12 @@ COMMANDS = {  # what makes the runs of each table and figure
 
 def markdown(table: pd.DataFrame) -> str:
     rows = [table.columns, ["---"] * len(table.columns), *table.values]
-    return "\n".join("| " + " | ".join(str(cell).replace("|", "\\|") for cell in row) + " |" for row in rows)
+    return "\n".join("| " + " | ".join(printable(str(cell)).replace("|", "\\|") for cell in row) + " |" for row in rows)
 
 
 def latex(table: pd.DataFrame, caption: str) -> str:
     """With \\usepackage{booktabs}."""
-    return table.rename(columns=str).to_latex(index=False, escape=True, caption=caption.replace("_", r"\_").replace("%", r"\%")).translate(LATEX)
+    return table.rename(columns=str).to_latex(index=False, escape=True, caption=printable(caption).translate(SPECIAL)).translate(LATEX)
 
 
 def write_table(name: str, tables: list[Table], folder: Path, formats: set[str]) -> None:
@@ -48,7 +50,7 @@ def write_table(name: str, tables: list[Table], folder: Path, formats: set[str])
     about = " ".join(TABLES[name].__doc__.split())
     means = ", mean ± sample standard deviation (number of seeds)" * any(isinstance(value, Mean) for table in tables for row in table.rows for value in row.values())
     differences = "; differences over paired seeds with their 95 % interval" * any(isinstance(value, Difference) for table in tables for row in table.rows for value in row.values())
-    text = "\n\n".join([f"{about.rstrip('.')}{means}{differences}.", *(f"**{t.title}**\n\n{markdown(t.shown())}" + f"\n\n{t.note}" * bool(t.note) for t in tables)]) + "\n"
+    text = "\n\n".join([f"{about.rstrip('.')}{means}{differences}.", *(f"**{printable(t.title)}**\n\n{markdown(t.shown())}" + f"\n\n{t.note}" * bool(t.note) for t in tables)]) + "\n"
     print(f"# {name}\n\n{text}")
     if "md" in formats:
         (folder / f"{name}.md").write_text(text, encoding="utf-8")
@@ -79,15 +81,15 @@ def main(argv=None) -> int:
     if args.dataset:
         everything = everything[everything.dataset == args.dataset]
     runs, measured = distinct(everything), read_bench(args.results)
-    formats = set(args.format)
+    formats, no_formulas = set(args.format), runs.map(lambda value: value.replace("$", r"\$") if isinstance(value, str) else value)  # matplotlib would set them
     for name in args.only or COMMANDS:
         source = {"speed": measured, "made": everything}.get(name, runs)
         tables = list(TABLES[name](source)) if name in TABLES and len(source) else []
-        figures = {dataset: figure for dataset, here in runs.groupby("dataset") if (figure := FIGURES[name](here))} if name in FIGURES else {}
+        figures = {dataset: figure for dataset, here in no_formulas.groupby("dataset") if (figure := FIGURES[name](here))} if name in FIGURES else {}
         if tables:
             write_table(name, tables, args.out / "tables", formats)
         for dataset, figure in figures.items():
-            save(figure, args.out / "figures" / f"{name}-{dataset}", formats)
+            save(figure, args.out / "figures" / f"{name}-{file_name(dataset)}", formats)
         if not tables and not figures:
             print(f"{name}: not run yet: python {COMMANDS[name]}")
     return 0

@@ -20,7 +20,7 @@ from torch import nn
 import common
 from data import DATASETS, Data, Streamed, decode
 from models import is_shortcut, network
-from records import COLUMNS, Damaged, UserError, read_checkpoint
+from records import COLUMNS, Damaged, UserError, printable, read_checkpoint
 
 GRAY = np.array([0.299, 0.587, 0.114])  # ITU-R BT.601, as Pillow has it
 
@@ -114,7 +114,7 @@ def print_classes(trained: Trained, paths: list[Path]) -> None:
     """The five likeliest classes of each image, with their probabilities."""
     for path, logits in zip(paths, torch.cat([common.forward(trained.model, x, trained.args) for x in batches(trained, paths)])):
         best = logits.softmax(0).topk(min(5, len(logits)))
-        print(f"{path}: " + ", ".join(f"{trained.data.classes[i]} {100 * p:.1f} %" for p, i in zip(best.values.tolist(), best.indices.tolist())))
+        print(printable(f"{path}: " + ", ".join(f"{trained.data.classes[i]} {100 * p:.1f} %" for p, i in zip(best.values.tolist(), best.indices.tolist()))))
 
 
 def batches(trained: Trained, paths: list[Path]):

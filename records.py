@@ -4,6 +4,7 @@ Nothing here knows a network. The experiments use this through common.py."""
 from __future__ import annotations
 
 import csv
+import errno
 import gzip
 import hashlib
 import io
@@ -16,7 +17,6 @@ import sys
 from contextlib import contextmanager
 from pathlib import Path
 
-import torch
 from filelock import FileLock, Timeout
 
 SETTINGS = ("dataset subset val_fraction arch depth width train gamma_init beta_init weight_init augment seed epochs batch_size "
@@ -24,6 +24,8 @@ SETTINGS = ("dataset subset val_fraction arch depth width train gamma_init beta_
 MEASURES = "train_loss train_acc val_loss val_acc test_loss test_acc test_top5 seconds".split()
 COLUMNS = ["experiment", "run", *SETTINGS, "params_total", "params_trained", "epoch", *MEASURES,
            "device", "threads", "torch", "commit", "status", "image_size", "classes"]
+NUMBERS = ("val_fraction depth width seed epochs batch_size lr momentum weight_decay warmup_epochs params_total params_trained epoch seconds threads classes").split()
+CHANGING = ("epoch", *MEASURES, "device", "threads", "torch", "commit")  # from one row of a run to the next
 MAGIC = b"train-bn-only checkpoint 1\n"
 
 
@@ -46,7 +48,12 @@ class Damaged(RunError):
 
 
 def warn(message: str) -> None:
-    print(f"warning: {message}", file=sys.stderr)
+    print(f"warning: {printable(message)}", file=sys.stderr)
+
+
+def printable(text: str) -> str:
+    """`text` in one line that commands no terminal and fits every encoding: what is not to be printed stands as its escape. Names of files and classes may hold anything."""
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
 
 
 # ---------------------------------------------------------------------------------------------------------------- files
@@ -78,6 +85,7 @@ def write_table(path: Path, columns: list[str], rows) -> None:
 
 def write_checkpoint(path: Path, content: dict) -> None:
     """What torch.save makes of `content`, behind its SHA-256."""
+    import torch
     payload = io.BytesIO()
     torch.save(content, payload)
     with replacing(path) as stream:
@@ -92,6 +100,7 @@ def read_checkpoint(path: Path) -> dict:
     digest, _, payload = stored.removeprefix(MAGIC).partition(b"\n")
     if hashlib.sha256(payload).hexdigest().encode() != digest:
         raise Damaged("its checksum does not fit its content")
+    import torch
     try:
         return torch.load(io.BytesIO(payload), weights_only=True)
     except Exception as error:  # the unpickler's kinds are many
@@ -103,7 +112,12 @@ def read_checkpoint(path: Path) -> dict:
 def dataset_name(args) -> str:
     """The data set's name in the records; that of an image folder or a CSV file is its own."""
     path = Path(args.data or "").resolve()
-    return {"imagefolder": path.name, "csv": path.stem}.get(args.dataset, args.dataset)
+    return printable({"imagefolder": path.name or "root", "csv": path.stem}.get(args.dataset, args.dataset))
+
+
+def file_name(text: str) -> str:
+    """`text` as a part of a file's name, on every system."""
+    return re.sub(r"[^A-Za-z0-9._-]+", "_", text)[:60]
 
 
 def settings(args) -> dict:
@@ -115,7 +129,7 @@ def run_name(args) -> str:
     """Readable and unique: the tail is a hash of every setting that can change a number."""
     hashed = settings(args) | {"source": args.dataset} | ({"image_size": args.image_size} if args.image_size else {})
     tail = hashlib.sha256(json.dumps(hashed, sort_keys=True).encode()).hexdigest()[:6]
-    dataset = re.sub(r"[^A-Za-z0-9._-]+", "_", dataset_name(args))
+    dataset = file_name(dataset_name(args))
     return f"{args.arch}{args.depth}-w{args.width}-{dataset}-{args.train.replace(':', '')}-s{args.seed}-{tail}"
 
 
@@ -132,6 +146,49 @@ def commit() -> str:
         return git("rev-parse", "--short=10", "HEAD") + ("+" if git("status", "--porcelain", "--untracked-files=no", "--", "*.py") else "")
     except (OSError, subprocess.CalledProcessError):
         return ""
+
+
+# ----------------------------------------------------------------------------------------------------------------- rows
+
+def read_rows(path: Path) -> tuple[list[str], list[dict[str, str]]]:
+    """The columns and the rows of a run's CSV, from the first epoch on. Raises Damaged, with the reason, where a run cannot have left it so."""
+    try:
+        with open(path, newline="", encoding="utf-8") as stream:
+            text = stream.read()
+        reader = csv.DictReader(io.StringIO(text, newline=""), strict=True)
+        rows, columns = list(reader), list(reader.fieldnames or [])
+    except (ValueError, csv.Error) as error:
+        raise Damaged(f"it is no CSV file ({error})") from None
+    if missing := [column for column in COLUMNS if column not in columns]:
+        raise Damaged(f"it lacks the columns {', '.join(missing[:5])}" if text else "it is empty")
+    if not text.endswith("\n"):
+        raise Damaged("its last row is cut")
+    for epoch, row in enumerate(rows, 1):
+        if None in row or None in row.values():
+            raise Damaged(f"row {epoch} is not whole")
+        if row["epoch"] != str(epoch):
+            raise Damaged(f"row {epoch} is of epoch {row['epoch']}")
+        if other := [column for column in columns if column not in CHANGING and row[column] != rows[0][column]]:
+            raise Damaged(f"row {epoch} has another {other[0]} than the first")
+        if wrong := [f"{column} {row[column]}" for column in columns if not possible(column, row)]:
+            raise Damaged(f"row {epoch} has {wrong[0]}")
+    return columns, rows
+
+
+def possible(column: str, row: dict[str, str]) -> bool:
+    """Whether a run can have written what `row` has in `column`: accuracies of 0 to 100 %, losses that are finite unless it diverged, other numbers that are none below zero."""
+    text = row[column]
+    if column == "status":
+        return text in ("ok", "diverged")
+    if column not in (*NUMBERS, *MEASURES) or not text and column in ("val_loss", "val_acc"):
+        return True
+    try:
+        number = float(text)
+    except ValueError:
+        return False
+    if column.endswith("_loss"):
+        return math.isfinite(number) or row["status"] == "diverged"
+    return 0 <= number <= (100 if column.endswith(("_acc", "_top5")) else sys.float_info.max)
 
 
 # ------------------------------------------------------------------------------------------------------------------ run
@@ -163,7 +220,8 @@ class Run:
         except Timeout:
             raise Locked(f"another process is making {self.name}: wait for it, or ask for another run") from None
         except OSError as error:
-            raise UserError(f"cannot write in {folder} ({error.strerror}): name folders that can be written with --results and --checkpoints") from None
+            kind = UserError if error.errno in (errno.ENOTDIR, errno.EEXIST, errno.ENAMETOOLONG, errno.EINVAL, errno.ELOOP) else RunError  # no folder's name, or one that fails
+            raise kind(f"cannot write in {folder} ({error.strerror}): name folders that can be written with --results and --checkpoints") from None
         for folder in (self.csv.parent, self.checkpoint.parent):
             for left_over in folder.glob(f".{self.name}.*.new"):
                 left_over.unlink(missing_ok=True)
@@ -198,18 +256,13 @@ class Run:
         if not self.csv.exists():
             return []
         try:
-            with open(self.csv, newline="", encoding="utf-8") as stream:
-                reader = csv.DictReader(stream, strict=True)
-                rows = list(reader)
-            if reader.fieldnames != self.columns:
+            columns, rows = read_rows(self.csv)
+            if columns != self.columns:
                 raise Damaged("its columns are not those of this version")
-            for epoch, row in enumerate(rows, 1):
-                if None in row or None in row.values() or not 0 <= float(row["test_acc"]) <= 100:
-                    raise Damaged(f"row {epoch} is not whole")
-                if other := [key for key, value in (self.about | {"epoch": str(epoch)}).items() if row[key] != value]:
-                    raise Damaged(f"row {epoch} is not this run's by its {other[0]}")
+            if other := [key for key, value in self.about.items() if rows and rows[0][key] != value]:
+                raise Damaged(f"it is not this run's by its {other[0]}")
             return rows
-        except (Damaged, ValueError, csv.Error) as error:
+        except Damaged as error:
             warn(f"{self.csv} is damaged ({error}): the run begins again")
             return []
 

@@ -1207,6 +1207,7 @@ def test_every_table_and_figure_is_made(capsys):
         pretend(seed, 50, train="bn", schedule="cosine")
         pretend(seed, 50, train="bn", precision="bf16")
         pretend(seed, 50, "mlp_lenet", arch="mlp", depth=4, train="bn", bn="before", activation="relu", hidden="512-512")
+        pretend(seed, 50, "mlp_lenet_tune", arch="mlp", depth=4, train="bn", bn="before", activation="relu", hidden="512-512", val_acc=50)
         for weight in (0.1, 1.0):
             pretend(seed, 50 - weight, "bn_init", train="all", gamma_init=f"constant:{weight:g}", bn_weight=weight, c=1.0, input_norm="dataset", val_acc=50)
     shutil.copytree(HERE / "results" / "bench", "results/bench")
