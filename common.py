@@ -263,8 +263,13 @@ def evaluate(model: nn.Module, data: Data, split: str, args) -> dict[str, float]
 
 def forward(model: nn.Module, x: torch.Tensor, args) -> torch.Tensor:
     """Logits as fp32, (N, classes), the network's arithmetic in the run's precision."""
-    with torch.autocast(args.device.type, torch.bfloat16, enabled=args.precision == "bf16"):
-        return model(x).float()
+    try:
+        with torch.autocast(args.device.type, torch.bfloat16, enabled=args.precision == "bf16"):
+            return model(x).float()
+    except ValueError as error:
+        if "more than 1 value per channel" in str(error):
+            raise UserError("BatchNorm needs two values of each channel, and where an image has one pixel left that is two images: give --batch-size 2 or more, and two training images") from None
+        raise
 
 
 def tally(logits: torch.Tensor, loss: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
@@ -492,7 +497,7 @@ def run_grid(runs: list[argparse.Namespace], run) -> int:
             except Exception as error:
                 if in_one_line(error) is None:
                     raise
-                failed.append(f"{run_name(args)} ({in_one_line(error)})")
+                failed.append(printable(f"{run_name(args)} ({in_one_line(error)})"))
             if out_of_time(args) and args is not left[-1]:
                 print("stopped at the time limit: the same command goes on from here")
                 break

@@ -210,19 +210,24 @@ class Run:
 
     def __enter__(self) -> Run:
         self.lock = FileLock(self.csv.with_name(f".{self.name}.lock"), timeout=0)
+        folders = (self.csv.parent, self.checkpoint.parent)
         try:
-            for folder in (self.csv.parent, self.checkpoint.parent):
+            for folder in folders:
                 folder.mkdir(parents=True, exist_ok=True)
+            folder = self.csv.parent
+            self.lock.acquire()
+            for folder in folders:
                 with replacing(probe := folder / f".{self.name}.probe"):
                     pass
                 probe.unlink()
-            self.lock.acquire()
         except Timeout:
             raise Locked(f"another process is making {self.name}: wait for it, or ask for another run") from None
         except OSError as error:
+            if self.lock.is_locked:
+                self.__exit__()
             kind = UserError if error.errno in (errno.ENOTDIR, errno.EEXIST, errno.ENAMETOOLONG, errno.EINVAL, errno.ELOOP) else RunError  # no folder's name, or one that fails
             raise kind(f"cannot write in {folder} ({error.strerror}): name folders that can be written with --results and --checkpoints") from None
-        for folder in (self.csv.parent, self.checkpoint.parent):
+        for folder in folders:
             for left_over in folder.glob(f".{self.name}.*.new"):
                 left_over.unlink(missing_ok=True)
         if not self.args.force and self.look().rows and not self.diverged and not self.checkpoint.exists():
