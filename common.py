@@ -560,7 +560,7 @@ class Parser(argparse.ArgumentParser):
 def number(kind, low: float, high: float = math.inf, above: bool = False, below: bool = False):
     """A type for argparse: a finite `kind` from `low` to `high`, without the end itself where `above` or `below` says so."""
     what = f"{'a whole number' if kind is int else 'a number'} {'above' if above else 'from'} {low:g}"
-    what += " on" * (math.isinf(high) and not above) if math.isinf(high) else f" to {'below ' * below}{high:g}"
+    what += " on" * (math.isinf(high) and not above) if math.isinf(high) else f" to {'below ' * below}{high:{',' if kind is int else 'g'}}"
 
     def parse(text: str):
         try:
@@ -635,7 +635,7 @@ def parser(description: str, lists: tuple[str, ...] = (), archs=tuple(DEPTHS), d
                    help="of the learning rate, epoch by epoch (default step: x 0.1 after 50 %% and 75 %% of the epochs)")
     g.add_argument("--warmup-epochs", type=number(int, 0), help="over which the learning rate rises to what the schedule says (default 0, 5 for imagenet)")
     g.add_argument("--weight-decay", type=number(float, 0), default=1e-4, help="on every trained parameter (default 0.0001)")
-    several(g, "seed", type=number(int, 0), default=0, help="of the weights, BatchNorm, data order and augmentation (default 0)")
+    several(g, "seed", type=number(int, 0, 2**32 - 1), default=0, help="of the weights, BatchNorm, data order and augmentation (default 0)")
     g = p.add_argument_group("machine")
     g.add_argument("--device", default="auto", help="cpu, cuda, cuda:1, mps, … (default: cuda where there is one, else cpu)")
     g.add_argument("--sync-bn", action="store_true", help="under torchrun, BatchNorm statistics of the whole batch and not of each process's share (CUDA)")

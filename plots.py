@@ -17,7 +17,7 @@ import pandas as pd
 
 from plot_figures import FIGURES
 from plot_tables import TABLES, Difference, Mean, Table, distinct, read_bench, read_runs
-from records import file_name, printable
+from records import cannot_write, file_name, printable
 
 # ---------------------------------------------------------------------------------------------------------- command line
 
@@ -82,16 +82,21 @@ def main(argv=None) -> int:
         everything = everything[everything.dataset == args.dataset]
     runs, measured = distinct(everything), read_bench(args.results)
     formats, no_formulas = set(args.format), runs.map(lambda value: value.replace("$", r"\$") if isinstance(value, str) else value)  # matplotlib would set them
-    for name in args.only or COMMANDS:
-        source = {"speed": measured, "made": everything}.get(name, runs)
-        tables = list(TABLES[name](source)) if name in TABLES and len(source) else []
-        figures = {dataset: figure for dataset, here in no_formulas.groupby("dataset") if (figure := FIGURES[name](here))} if name in FIGURES else {}
-        if tables:
-            write_table(name, tables, args.out / "tables", formats)
-        for dataset, figure in figures.items():
-            save(figure, args.out / "figures" / f"{name}-{file_name(dataset)}", formats)
-        if not tables and not figures:
-            print(f"{name}: not run yet: python {COMMANDS[name]}")
+    try:
+        for name in args.only or COMMANDS:
+            source = {"speed": measured, "made": everything}.get(name, runs)
+            tables = list(TABLES[name](source)) if name in TABLES and len(source) else []
+            figures = {dataset: figure for dataset, here in no_formulas.groupby("dataset") if (figure := FIGURES[name](here))} if name in FIGURES else {}
+            if tables:
+                write_table(name, tables, args.out / "tables", formats)
+            for dataset, figure in figures.items():
+                save(figure, args.out / "figures" / f"{name}-{file_name(dataset)}", formats)
+            if not tables and not figures:
+                print(f"{name}: not run yet: python {COMMANDS[name]}")
+    except OSError as error:
+        stop = cannot_write(args.out, error, "name a folder that can be written with --out")
+        print(printable(f"error: {stop}"), file=sys.stderr)
+        return stop.exit_code
     return 0
 
 

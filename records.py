@@ -47,6 +47,12 @@ class Damaged(RunError):
     """A record that cannot be used, and why."""
 
 
+def cannot_write(folder: Path, error: OSError, instead: str) -> UserError | RunError:
+    """What to raise: the name may be one that no folder can have, or the folder may not let itself be written, for now."""
+    kind = UserError if error.errno in (errno.ENOTDIR, errno.EEXIST, errno.ENAMETOOLONG, errno.EINVAL, errno.ELOOP) else RunError
+    return kind(f"cannot write in {folder} ({error.strerror}): {instead}")
+
+
 def warn(message: str) -> None:
     print(f"warning: {printable(message)}", file=sys.stderr)
 
@@ -225,8 +231,7 @@ class Run:
         except OSError as error:
             if self.lock.is_locked:
                 self.__exit__()
-            kind = UserError if error.errno in (errno.ENOTDIR, errno.EEXIST, errno.ENAMETOOLONG, errno.EINVAL, errno.ELOOP) else RunError  # no folder's name, or one that fails
-            raise kind(f"cannot write in {folder} ({error.strerror}): name folders that can be written with --results and --checkpoints") from None
+            raise cannot_write(folder, error, "name folders that can be written with --results and --checkpoints") from None
         for folder in folders:
             for left_over in folder.glob(f".{self.name}.*.new"):
                 left_over.unlink(missing_ok=True)
