@@ -417,6 +417,20 @@ def table_recipes(runs):
             yield Table(f"{name}, {group.train.iloc[0]}", rows, across="schedule", columns=["step", "cosine", "linear-cosine", "restarts", "exponential", "constant"])
 
 
+def table_variants(runs):
+    """What another version of the images changes: cifar10-jpeg-twice is cifar10-jpeg saved once more as JPEG, and a data set's variant by its name."""
+    names = sorted(runs.dataset.unique())
+    for base, variant in ((base, name) for name in names for base in names if name.startswith(f"{base}-")):
+        rows = []
+        for name, group in recipes(usual_start(runs)[usual_start(runs).dataset.isin([base, variant])], "dataset"):
+            theirs, ours = (group[group.dataset == dataset] for dataset in (variant, base))
+            if len(theirs) and len(ours):
+                rows.append({"runs": f"{name.removeprefix(f'{group.dataset.iloc[0]}, ')}, {group.train.iloc[0]}", f"{base}: test accuracy (%)": Mean.of(ours), f"{variant}: test accuracy (%)": Mean.of(theirs),
+                             f"{variant} − {base}": paired(theirs, ours)})
+        if rows:
+            yield Table(f"{variant} beside {base}", rows)
+
+
 def table_precision(runs):
     """The same runs in bf16 and in fp32."""
     for name, group in recipes(usual_start(runs), "precision"):

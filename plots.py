@@ -28,6 +28,7 @@ COMMANDS = {  # what makes the runs of each table and figure
     "depth_width": "exp_depth_width.py --dataset digits --seeds 0 1 2 3 4", "initialisation": "exp_bn_init.py frankle --dataset digits --gamma-init uniform ones --seeds 0 1 2 3 4",
     "davis_frank": "exp_bn_init.py davis_frank --dataset digits --network cifar_resnet14 --seeds 1 2 3 4 5", "mlp_lenet": "exp_mlp_lenet.py --bn before after --train bn all --seeds 0 1 2 3 4",
     "tuned": "exp_mlp_lenet.py --dataset digits --tune 30 --epochs 20",
+    "variants": "exp_bn_only.py --dataset imagefolder --data data/cifar10-jpeg-twice",
     "made": "exp_bn_only.py --dataset digits", "speed": "bench.py", "recipes": "exp_bn_only.py --dataset digits --schedule cosine", "precision": "exp_bn_only.py --dataset digits --precision fp32", "claims": "exp_bn_only.py --dataset digits",
     "accuracy_depth": "exp_depth_width.py --dataset digits --widths 1", "accuracy_width": "exp_depth_width.py --dataset digits --depths 14",
     "accuracy_parameters": "exp_depth_width.py --dataset digits", "learning_curves": "exp_bn_only.py --dataset digits", "gamma_beta": "exp_bn_only.py --dataset digits --train all",

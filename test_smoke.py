@@ -1209,6 +1209,7 @@ def test_every_table_and_figure_is_made(capsys):
         pretend(seed, 50, train="bn", gamma_init="ones")
         pretend(seed, 50, train="bn", schedule="cosine")
         pretend(seed, 50, train="bn", precision="bf16")
+        pretend(seed, 30, train="bn", dataset="digits-blurred")
         pretend(seed, 50, "mlp_lenet", arch="mlp", depth=4, train="bn", bn="before", activation="relu", hidden="512-512")
         pretend(seed, 50, "mlp_lenet_tune", arch="mlp", depth=4, train="bn", bn="before", activation="relu", hidden="512-512", val_acc=50)
         for weight in (0.1, 1.0):
@@ -1218,7 +1219,8 @@ def test_every_table_and_figure_is_made(capsys):
     printed = capsys.readouterr()
     assert "not run yet" not in printed.out and not printed.err
     assert {path.name for path in Path("out/tables").iterdir()} == {f"{name}.{kind}" for name in plots.TABLES for kind in ("md", "tex", "csv")}
-    assert {path.name for path in Path("out/figures").iterdir()} == {f"{name}-digits.{kind}" for name in plots.FIGURES for kind in ("png", "pdf")}
+    assert "| −10.5 (−16.9 to −4.1) |" in printed.out.partition("digits-blurred beside digits")[2]
+    assert {path.name for path in Path("out/figures").glob("*-digits.*")} == {f"{name}-digits.{kind}" for name in plots.FIGURES for kind in ("png", "pdf")}
 
 
 def verdicts() -> dict[str, str]:
