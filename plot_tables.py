@@ -74,16 +74,17 @@ def read_bench(results: Path) -> pd.DataFrame:
 
 def beside(run: Path, kind: str) -> pd.DataFrame | None:
     """The table `kind` of a run, bn or prune, where it is there and whole."""
-    path = run.with_suffix(f".{kind}.csv.gz")
-    try:
-        return read_beside(path)
-    except (ValueError, EOFError, OSError, zlib.error) as error:
-        leave_out(path, f"it cannot be read ({error})")
+    return read_beside(run.with_suffix(f".{kind}.csv.gz"))
 
 
 @cache
-def read_beside(path: Path) -> pd.DataFrame:
-    return pd.read_csv(path)
+def read_beside(path: Path) -> pd.DataFrame | None:
+    try:
+        return pd.read_csv(path)
+    except FileNotFoundError:  # not every run's was kept
+        return None
+    except (ValueError, EOFError, OSError, zlib.error) as error:
+        leave_out(path, f"it cannot be read ({error})")
 
 
 def recipes(runs: pd.DataFrame, *varied: str):
@@ -105,8 +106,8 @@ def title(run: pd.Series, varied: tuple[str, ...] = ()) -> str:
     words = [f"{run.experiment}: {run.dataset}" if run.experiment not in ("", "mlp_lenet", "mlp_lenet_tune", "bn_init") else run.dataset]
     if "depth" not in varied:
         words.append(network_name(run, "width" not in varied))
-    elif run.arch != "resnet":
-        words.append(run.arch)
+    else:
+        words += [run.arch] * (run.arch != "resnet") + [f"width {run.width}"] * ("width" not in varied and bool(run.width != 1))
     words += [f"{run.epochs} epochs"] + [run.precision] * ("precision" not in varied)
     own = [column for column in run.index[list(run.index).index("classes") + 1:] if column not in (*MEASURED, "hidden")]
     unusual = [column for column in (*USUAL, *own) if column not in (*varied, "experiment") and pd.notna(run[column]) and run[column] != USUAL.get(column)]
@@ -251,25 +252,24 @@ def table_parameters(runs):
 
 
 def table_accuracy(runs):
-    """Per --train and depth, beside the published figures and the difference to them."""
+    """Per --train and depth, a table for each width, beside the published figures and the difference to them."""
     shown = pd.concat([usual_start(runs), runs[~runs.experiment.isin(["", "bn_init", "mlp_lenet", "mlp_lenet_tune"])]])  # and the experiments of a user
-    for name, group in recipes(shown[~random_sweep(shown)], "depth", "width", "train"):
+    for name, group in recipes(shown[~random_sweep(shown)], "depth", "train"):
         papers = published(group.dataset.iloc[0])
-        papers = papers[(papers.arch == group.arch.iloc[0]) & papers.train.isin(list(group.train))]
+        papers = papers[(papers.arch == group.arch.iloc[0]) & (papers.width == group.width.iloc[0]) & papers.train.isin(list(group.train))]
         rows = []
 
         def add(train, source, values):
-            rows.extend({"trained": train, "source": source, "shape": shape_name(*shape), "test accuracy (%)": value} for shape, value in values.items())
+            rows.extend({"trained": train, "source": source, "depth": f"depth {depth}", "test accuracy (%)": value} for depth, value in values.items())
 
         for train in sorted(set(group.train), key=rank):
-            ours = {shape: Mean.of(same) for shape, same in group[group.train == train].groupby(["width", "depth"])}
+            ours = {depth: Mean.of(same) for depth, same in group[group.train == train].groupby("depth")}
             add(train, "ours", ours)
             for source, points in papers[papers.train == train].groupby(papers.source + ", " + papers.dataset):
-                theirs = {(p.width, p.depth): p.value for p in points.itertuples()}
+                theirs = dict(zip(points.depth, points.value))
                 add(train, source, theirs)
-                add(train, f"ours − {source}", {shape: signed(ours[shape].mean - theirs[shape], 1) for shape in ours if shape in theirs})
-        shapes = sorted({(r.width, r.depth) for r in [*group.itertuples(), *papers.itertuples()]})
-        yield Table(name, rows, across="shape", columns=[shape_name(*shape) for shape in shapes])
+                add(train, f"ours − {source}", {depth: signed(ours[depth].mean - theirs[depth], 1) for depth in ours if depth in theirs})
+        yield Table(name, rows, across="depth", columns=[f"depth {depth}" for depth in sorted({*group.depth, *papers.depth})])
 
 
 def table_against_bn(runs):

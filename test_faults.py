@@ -12,7 +12,6 @@ import itertools
 import os
 import random
 import re
-import resource
 import shutil
 import signal
 import struct
@@ -30,8 +29,16 @@ import pytest
 import torch
 from PIL import Image
 
-from test_smoke import FOLDER, GRID, HERE, SMALL, arguments, common, exp_bn_only, exp_depth_width, exp_mlp_lenet, files, folder, image_folder, plots, predict, records, rows, run, the_csv  # noqa: F401
+import common
+import data as data_module
+import exp_bn_only
+import exp_mlp_lenet
+import plots
+import predict
+import records
+from test_smoke import FOLDER, GRID, HERE, SMALL, arguments, folder, image_folder, rows, run, the_csv  # noqa: F401, folder is every test's
 
+resource = pytest.importorskip("resource")  # what Windows has not
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="signals, limits and /proc are Linux's here")
 ENVIRONMENT = os.environ | {"OMP_NUM_THREADS": "1", "GLOO_SOCKET_IFNAME": "lo", "PYTHONPATH": str(HERE)}
 
@@ -360,17 +367,16 @@ def test_images_of_every_kind_become_rgb():
         image.save(name, **{"quality": 100} if name == "cmyk.jpg" else {})
     eight.save("animated.gif", save_all=True, append_images=[eight.rotate(90), eight.rotate(180)])
     names = [*kinds, "animated.gif"]
-    for name, image in zip(names, common_decode(names)):
+    for name, image in zip(names, decoded(names)):
         expected = np.asarray((eight.convert("1") if name == "bits.png" else eight).convert("RGB")).astype(int)
         assert image.shape == (8, 8, 3) and np.abs(image - expected).max() <= (8 if name.startswith(("cmyk", "animated", "palette")) else 1), name
-    (float_image := Image.fromarray(gray.astype(np.float32))).save("float.tif")
+    Image.fromarray(gray.astype(np.float32)).save("float.tif")
     with pytest.raises(records.UserError, match="floating-point"):
-        common_decode(["float.tif"])
+        decoded(["float.tif"])
 
 
-def common_decode(names: list[str]) -> np.ndarray:
-    import data
-    return data.decode(list(map(Path, names)), None, 2, quiet=True).astype(int)
+def decoded(names: list[str]) -> np.ndarray:
+    return data_module.decode(list(map(Path, names)), None, 2, quiet=True).astype(int)
 
 
 # ------------------------------------------------------------------------------------------------------ many processes
@@ -477,7 +483,7 @@ DOUBTFUL = {  # values that are possible with other flags, or not at all
     "--hidden": ["lenet-300-100", "0"], "--data": ["nowhere", "/dev/null", "."], "--dataset": ["wine", "csv", "imagefolder", "imagenet", "mnist", "cifar10"], "--device": ["cuda", "cuda:7", "mps", "meta", "cpu:3", "xla"],
     "--train": ["hidden", "shortcut+conv", "bn+all", "random:99999999"], "--results": ["data.csv", "/dev/null/x"], "--checkpoints": ["data.csv"], "--warmup-epochs": ["99"], "--target": ["a", "nothing"], "--out": ["data.csv"], "--filters": ["f.xyz", "nowhere/f.png"],
 }
-ALWAYS = ("", "--epochs", "--dataset", "--seed", "--network", "--tune")  # without them, or with wild values, a run would be long
+GIVEN = ("", "--epochs", "--dataset", "--seed", "--network")  # always, since without them a run would be long
 LEFT_OUT = ["--compile", "-h"]  # half a minute of compiling; and help
 SCRIPTS = {"exp_bn_only": [""], "exp_random_params": [""], "exp_depth_width": [""], "exp_bn_init": ["davis_frank", "frankle"], "exp_mlp_lenet": [""], "bench": [""], "plots": [""], "predict": [""]}
 
@@ -506,17 +512,18 @@ def actions(script: str, study: str) -> dict[str, argparse.Action]:
 def command_lines(draw) -> tuple[str, list[str]]:
     """A script and its words: some of its flags, with values of which most are possible."""
     script = draw(st.sampled_from(sorted(SCRIPTS)))
-    words = [draw(st.sampled_from(SCRIPTS[script]))]
-    known = actions(script, words[0])
+    study = draw(st.sampled_from(SCRIPTS[script]))
+    words, known = [study] * bool(study), actions(script, study)
     chosen = draw(st.lists(st.sampled_from(sorted(known)), max_size=5, unique=True))
-    chosen += [flag for flag in (*ALWAYS[:-1], *["--depth", "--width"] * (script == "exp_depth_width")) if flag in known and flag not in chosen and script not in ("bench", "plots")]
+    if script not in ("bench", "plots"):
+        chosen += [flag for flag in (*GIVEN, *["--depth", "--width"] * (script == "exp_depth_width")) if flag in known and flag not in chosen]
     for flag in chosen:
         action, luck = known[flag], draw(st.sampled_from(["right"] * 17 + ["doubtful"] * 2 + ["wild"]))
         right = RIGHT.get(flag) or list(map(str, action.choices or ["1"]))
-        pool = {"right": right, "doubtful": DOUBTFUL.get(flag, right), "wild": right if flag in ALWAYS else WILD}[luck]
+        pool = {"right": right, "doubtful": DOUBTFUL.get(flag, right), "wild": right if flag in (*GIVEN, "--tune") else WILD}[luck]
         most = 0 if action.nargs == 0 else 2 if action.nargs in ("+", 2) else 1
-        words += [flag] + draw(st.lists(st.sampled_from(pool), min_size=min(most, luck != "wild") if action.nargs == "+" else most, max_size=most))
-    return script, [word for i, word in enumerate(words) if word or i and words[i - 1].startswith("--")]
+        words += [flag] * bool(flag) + draw(st.lists(st.sampled_from(pool), min_size=min(most, luck != "wild") if action.nargs == "+" else most, max_size=most))
+    return script, words
 
 
 def watch(event, args):
