@@ -15,6 +15,7 @@ import re
 import subprocess
 import sys
 from contextlib import contextmanager
+from functools import cache
 from pathlib import Path
 
 from filelock import FileLock, Timeout
@@ -144,8 +145,9 @@ def run_files(args) -> tuple[Path, Path]:
     return Path(args.results, args.experiment, f"{run_name(args)}.csv"), Path(args.checkpoints, args.experiment, f"{run_name(args)}.pt")
 
 
+@cache
 def commit() -> str:
-    """The commit of the code, with a + where it has changed since; empty outside a checkout."""
+    """The commit of the code as this process has loaded it, with a + where it was changed since; empty outside a checkout."""
     def git(*words):
         return subprocess.run(["git", "-C", Path(__file__).parent, *words], capture_output=True, text=True, check=True).stdout.strip()
     try:
