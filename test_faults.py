@@ -21,6 +21,8 @@ import urllib.request
 import zlib
 from pathlib import Path
 
+os.environ.setdefault("OMP_NUM_THREADS", "1")  # before torch is there, as in test_smoke.py
+
 import hypothesis
 import hypothesis.strategies as st
 import numpy as np
