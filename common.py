@@ -672,13 +672,13 @@ def resolve(args) -> None:
         raise UserError("--dataset imagefolder needs --data FOLDER, with images in FOLDER/train/CLASS/ and FOLDER/test/CLASS/")
     if args.dataset == "csv" and not args.data:
         raise UserError("--dataset csv needs --data FILE, a CSV file whose first line names its columns")
-    there = ["cpu", *(f"cuda:{i}" for i in range(torch.cuda.device_count())), *["mps"] * torch.backends.mps.is_available()]
     try:
         args.device = torch.device(("cuda" if torch.cuda.is_available() else "cpu") if args.device == "auto" else args.device)
         if args.device == torch.device("cuda") and parallel.started():
             args.device = torch.device("cuda", parallel.local_rank())
         torch.zeros(1, device=args.device).tolist()
     except Exception:  # PyTorch raises a different kind for each device that is not there
+        there = ["cpu", *(f"cuda:{i}" for i in range(torch.cuda.device_count())), *["mps"] * torch.backends.mps.is_available()]
         raise UserError(f"--device {args.device} cannot be used: this machine has {', '.join(there)}") from None
     if args.sync_bn and (args.device.type != "cuda" or not parallel.started()):
         raise UserError("--sync-bn is for one run on several GPUs: torchrun --nproc-per-node=8 exp_bn_only.py --sync-bn …")

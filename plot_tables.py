@@ -19,6 +19,7 @@ MEASURED = ("run seed params_total params_trained epoch train_loss train_acc val
 USUAL = {"subset": "all", "val_fraction": 0, "gamma_init": "uniform", "beta_init": "zeros", "weight_init": "he_normal", "batch_size": 128, "optimizer": "sgd",
          "lr": 0.1, "momentum": 0.9, "weight_decay": 1e-4, "schedule": "step", "warmup_epochs": 0, "experiment": ""}  # what a title need not say
 OURS = ("bn_only", "random_params", "depth_width", "bn_init")  # where equal settings are equal runs, whichever of the scripts made them
+APART = ("bn_init", "mlp_lenet", "mlp_lenet_tune")  # experiments that have tables of their own
 OWN = ("bn_weight", "c", "input_norm", "bn", "activation", "hidden", "target")  # settings that only one experiment's records have
 TRAIN = ("all", "all-bn", "bn+output", "bn+shortcut", "bn", "gamma", "beta", "shortcut", "output", "none")
 PAPERS = Path(__file__).with_name("published.csv")
@@ -103,7 +104,7 @@ def recipes(runs: pd.DataFrame, *varied: str):
 
 def title(run: pd.Series, varied: tuple[str, ...] = ()) -> str:
     """The settings that a group of runs shares, without those that are usual."""
-    words = [f"{run.experiment}: {run.dataset}" if run.experiment not in ("", "mlp_lenet", "mlp_lenet_tune", "bn_init") else run.dataset]
+    words = [f"{run.experiment}: {run.dataset}" if run.experiment not in ("", *APART) else run.dataset]
     if "depth" not in varied:
         words.append(network_name(run, "width" not in varied))
     else:
@@ -253,7 +254,7 @@ def table_parameters(runs):
 
 def table_accuracy(runs):
     """Per --train and depth, a table for each width, beside the published figures and the difference to them."""
-    shown = pd.concat([usual_start(runs), runs[~runs.experiment.isin(["", "bn_init", "mlp_lenet", "mlp_lenet_tune"])]])  # and the experiments of a user
+    shown = pd.concat([usual_start(runs), runs[~runs.experiment.isin(["", *APART])]])  # and the experiments of a user
     for name, group in recipes(shown[~random_sweep(shown)], "depth", "train"):
         papers = published(group.dataset.iloc[0])
         papers = papers[(papers.arch == group.arch.iloc[0]) & (papers.width == group.width.iloc[0]) & papers.train.isin(list(group.train))]
@@ -419,10 +420,10 @@ def table_recipes(runs):
 
 def table_variants(runs):
     """What another version of the images changes: cifar10-jpeg-twice is cifar10-jpeg saved once more as JPEG, and a data set's variant by its name."""
-    names = sorted(runs.dataset.unique())
+    usual, names = usual_start(runs), sorted(runs.dataset.unique())
     for base, variant in ((base, name) for name in names for base in names if name.startswith(f"{base}-")):
         rows = []
-        for name, group in recipes(usual_start(runs)[usual_start(runs).dataset.isin([base, variant])], "dataset"):
+        for name, group in recipes(usual[usual.dataset.isin([base, variant])], "dataset"):
             theirs, ours = (group[group.dataset == dataset] for dataset in (variant, base))
             if len(theirs) and len(ours):
                 rows.append({"runs": f"{name.removeprefix(f'{group.dataset.iloc[0]}, ')}, {group.train.iloc[0]}", f"{base}: test accuracy (%)": Mean.of(ours), f"{variant}: test accuracy (%)": Mean.of(theirs),

@@ -25,7 +25,7 @@ SETTINGS = ("dataset subset val_fraction arch depth width train gamma_init beta_
 MEASURES = "train_loss train_acc val_loss val_acc test_loss test_acc test_top5 seconds".split()
 COLUMNS = ["experiment", "run", *SETTINGS, "params_total", "params_trained", "epoch", *MEASURES,
            "device", "threads", "torch", "commit", "status", "image_size", "classes"]
-NUMBERS = ("val_fraction depth width seed epochs batch_size lr momentum weight_decay warmup_epochs params_total params_trained epoch seconds threads classes").split()
+NUMBERS = "val_fraction depth width seed epochs batch_size lr momentum weight_decay warmup_epochs params_total params_trained threads classes".split()
 CHANGING = ("epoch", *MEASURES, "device", "threads", "torch", "commit")  # from one row of a run to the next
 MAGIC = b"train-bn-only checkpoint 1\n"
 
@@ -178,17 +178,17 @@ def read_rows(path: Path) -> tuple[list[str], list[dict[str, str]]]:
             raise Damaged(f"row {epoch} is of epoch {row['epoch']}")
         if other := [column for column in columns if column not in CHANGING and row[column] != rows[0][column]]:
             raise Damaged(f"row {epoch} has another {other[0]} than the first")
-        if wrong := [f"{column} {row[column]}" for column in columns if not possible(column, row)]:
+        if wrong := [f"{column} {row[column]}" for column in ("status", *NUMBERS, *MEASURES) if not possible(column, row)]:
             raise Damaged(f"row {epoch} has {wrong[0]}")
     return columns, rows
 
 
 def possible(column: str, row: dict[str, str]) -> bool:
-    """Whether a run can have written what `row` has in `column`: accuracies of 0 to 100 %, losses that are finite unless it diverged, other numbers that are none below zero."""
+    """Whether a run can have written what `row` has in `column`, the status or a number: accuracies of 0 to 100 %, losses that are finite unless it diverged, other numbers that are none below zero."""
     text = row[column]
     if column == "status":
         return text in ("ok", "diverged")
-    if column not in (*NUMBERS, *MEASURES) or not text and column in ("val_loss", "val_acc"):
+    if not text and column in ("val_loss", "val_acc"):  # no validation split
         return True
     try:
         number = float(text)

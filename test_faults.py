@@ -38,11 +38,10 @@ import exp_mlp_lenet
 import plots
 import predict
 import records
-from test_smoke import FOLDER, GRID, HERE, SMALL, arguments, folder, image_folder, rows, run, the_csv  # noqa: F401, folder is every test's
+from test_smoke import FOLDER, GRID, HERE, SMALL, arguments, environment, folder, image_folder, no_network, rows, run, the_csv  # noqa: F401, folder is every test's
 
 resource = pytest.importorskip("resource")  # what Windows has not
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="signals, limits and /proc are Linux's here")
-ENVIRONMENT = os.environ | {"OMP_NUM_THREADS": "1", "GLOO_SOCKET_IFNAME": "lo", "PYTHONPATH": str(HERE)}
 
 
 def slow(few: int, many: int):
@@ -90,7 +89,7 @@ def killed(command: list, draw: random.Random, longest: float) -> bool:
     """Starts `command` and kills it at a random moment, by the clock or by what it does to files. Whether it was killed before its end."""
     inside = draw.random() < 0.5 and command[0] != "-m"
     start = ["-c", DIES, draw.randint(1, 60), *command] if inside else command
-    with subprocess.Popen([sys.executable, *map(str, start)], stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True, env=ENVIRONMENT) as process:
+    with subprocess.Popen([sys.executable, *map(str, start)], stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True, env=environment()) as process:
         try:
             _, err = process.communicate(timeout=None if inside else draw.uniform(0, longest))
         except subprocess.TimeoutExpired:
@@ -111,7 +110,7 @@ def records_of(results: str) -> dict:
 def survives(command: list, kills: int, longest: float) -> None:
     """`command`, killed `kills` times and started again each time, must leave what it leaves unkilled."""
     draw = random.Random(kills)
-    subprocess.run([sys.executable, *map(str, command), "--results", "whole", "--checkpoints", "whole"], check=True, env=ENVIRONMENT, stdout=subprocess.DEVNULL)
+    subprocess.run([sys.executable, *map(str, command), "--results", "whole", "--checkpoints", "whole"], check=True, env=environment(), stdout=subprocess.DEVNULL)
     whole, done = records_of("whole"), 0
     assert whole
     while done < kills:
@@ -123,7 +122,7 @@ def survives(command: list, kills: int, longest: float) -> None:
             assert records_of("results") == whole
             shutil.rmtree("results")
             shutil.rmtree("checkpoints")
-    subprocess.run([sys.executable, *map(str, command)], check=True, env=ENVIRONMENT, stdout=subprocess.DEVNULL)
+    subprocess.run([sys.executable, *map(str, command)], check=True, env=environment(), stdout=subprocess.DEVNULL)
     assert records_of("results") == whole
 
 
@@ -146,7 +145,7 @@ def test_two_processes_killed_anywhere_end_with_the_same_digits(n):
 
 def limited(size: int, *words) -> subprocess.CompletedProcess:
     """A run that can write no file of more than `size` bytes, as on a disk that is full."""
-    return subprocess.run([sys.executable, HERE / "exp_bn_only.py", *SMALL, "--quiet", *map(str, words)], capture_output=True, text=True, env=ENVIRONMENT,
+    return subprocess.run([sys.executable, HERE / "exp_bn_only.py", *SMALL, "--quiet", *map(str, words)], capture_output=True, text=True, env=environment(),
                           preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (size, size)))
 
 
@@ -416,7 +415,7 @@ def test_twenty_processes_on_one_grid_make_every_run_once():
     dead, _ = records.run_files(args)
     dead.parent.mkdir(parents=True)
     dead.with_name(f".{dead.stem}.lock").write_text("4711")  # of a process that was killed: the kernel's lock went with it
-    done = subprocess.run([sys.executable, "-c", TWENTY, *words], capture_output=True, text=True, env=ENVIRONMENT, timeout=300)
+    done = subprocess.run([sys.executable, "-c", TWENTY, *words], capture_output=True, text=True, env=environment(), timeout=300)
     assert done.returncode == 0 and "Traceback" not in done.stderr, done.stderr
     made = Path("made").read_text().split()
     assert sorted(made) == sorted(path.stem for path in Path("results").rglob("*[0-9a-f].csv")) and len(made) == len(set(made)) == 12
@@ -581,10 +580,6 @@ def test_any_command_line_ends_with_an_exit_code_and_writes_nowhere_else(n, monk
     ends()
 
 
-def no_network(*_, **__):
-    raise OSError("no network")
-
-
 # ------------------------------------------------------------------------------------------------------------ endurance
 
 # A grid that notes, after every run, its process's memory (pages) and open files.
@@ -606,6 +601,6 @@ sys.exit(exp_depth_width.main(sys.argv[1:]))
 
 @slow(50, 1000)
 def test_many_runs_in_one_process_take_no_more_memory_than_ten(n):
-    subprocess.run([sys.executable, "-c", ENDURES, *GRID, "--grid", "--depths", "8", "--widths", "1", "--seeds", *map(str, range(n))], check=True, env=ENVIRONMENT, stdout=subprocess.DEVNULL)
+    subprocess.run([sys.executable, "-c", ENDURES, *GRID, "--grid", "--depths", "8", "--widths", "1", "--seeds", *map(str, range(n))], check=True, env=environment(), stdout=subprocess.DEVNULL)
     memory, open_files = np.loadtxt("notes").T
     assert len(memory) == n and memory[-1] < 1.05 * memory[9] and open_files[-1] == open_files[9], (memory[9], memory[-1], open_files)

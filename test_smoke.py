@@ -10,6 +10,7 @@ import signal
 import subprocess
 import sys
 import time
+import urllib.request
 from argparse import Namespace
 from pathlib import Path
 
@@ -1030,13 +1031,13 @@ def test_bf16_without_hardware_is_an_error(monkeypatch, capsys):
     assert run("--precision", "bf16") == 2 and "--precision fp32" in capsys.readouterr().err
 
 
+def no_network(*_, **__):
+    raise OSError("no network")
+
+
 @pytest.mark.parametrize("dataset, where", [("cifar10", "cifar-10-batches-py"), ("mnist", "MNIST"), ("cifar100", "cifar-100-python"), ("fashion_mnist", "FashionMNIST")])
 def test_a_data_set_that_cannot_be_had(dataset, where, capsys, monkeypatch):
-    import urllib.request
-
-    def refuse(*_, **__):
-        raise OSError("no network")
-    monkeypatch.setattr(urllib.request, "urlopen", refuse)
+    monkeypatch.setattr(urllib.request, "urlopen", no_network)
     assert run("--dataset", dataset, "--data", "here") == 2
     err = capsys.readouterr().err
     assert err.count("\n") == 1 and f"here/{where}" in err and "--dataset digits" in err and not Path("results").exists()
@@ -1099,10 +1100,14 @@ sys.exit(common.main(mlp.run, parser, None))
 """
 
 
+def environment() -> dict[str, str]:
+    """A child process's: it finds the project from any folder, has one thread, and needs no network to join others."""
+    return os.environ | {"PYTHONPATH": str(HERE), "OMP_NUM_THREADS": "1"} | ({"GLOO_SOCKET_IFNAME": "lo"} if sys.platform == "linux" else {})
+
+
 def together(script, *words, processes=2) -> str:
     """What `torchrun` printed; its exit code must be 0."""
-    environment = os.environ | {"PYTHONPATH": str(HERE), "OMP_NUM_THREADS": "1"} | ({"GLOO_SOCKET_IFNAME": "lo"} if sys.platform == "linux" else {})  # no network is needed
-    done = subprocess.run([sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={processes}", str(script), *map(str, words)], capture_output=True, text=True, env=environment)
+    done = subprocess.run([sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={processes}", str(script), *map(str, words)], capture_output=True, text=True, env=environment())
     assert done.returncode == 0, done.stderr
     return done.stdout
 
