@@ -34,7 +34,7 @@ from data import AUGMENTED, DATASETS, Data, progress_bar, split_batches
 from data import generator, load_data, make_splits, on_device  # noqa: F401, for the experiments
 from models import DEPTHS, WEIGHT_INITS, batchnorms, check_depth, compile_blocks, constant, count_parameters, frozen_in, is_shortcut, network, parse_train, parts
 from models import build_model, freeze, initialise  # noqa: F401, for the experiments
-from records import Damaged, Locked, Run, RunError, UserError, commit, printable, read_checkpoint, run_files, run_name, write_table
+from records import Damaged, Locked, Run, RunError, UserError, commit, printable, read_checkpoint, run_files, run_name, taken_apart, write_table
 from records import dataset_name  # noqa: F401, for the experiments
 from parallel import share  # noqa: F401, for the experiments
 
@@ -94,10 +94,12 @@ def made_before(run: Run, data: Data) -> bool:
     """Whether the run is finished, its checkpoint whole. Raises UserError where it was made from other data."""
     if run.finished and not run.diverged:
         try:
-            if other_data(read_checkpoint(run.checkpoint), data):
-                raise UserError(f"{run.csv} was made from other data under the same name: give these another name, or make the run again with --force")
-        except (Damaged, KeyError):
+            with taken_apart():
+                other = other_data(read_checkpoint(run.checkpoint), data)
+        except Damaged:
             return False  # `resume` says why
+        if other:
+            raise UserError(f"{run.csv} was made from other data under the same name: give these another name, or make the run again with --force")
     return run.finished
 
 
@@ -335,14 +337,15 @@ def restore(model: nn.Module, content: dict, optimizer=None, scheduler=None) -> 
     values = [*like(content["trained"], trained), *like(content["statistics"], statistics(model))]
     params = [p for group in optimizer.param_groups for p in group["params"]] if optimizer else []
     moments = {key: like(vector, [torch.empty(())] * len(params) if key == "step" else params) for key, vector in content.get("optimizer", {}).items()}
+    batches = int(content["batches"])
+    if optimizer:
+        groups, schedule = [group | {"lr": float(lr)} for group, lr in zip(optimizer.state_dict()["param_groups"], content["lr"], strict=True)], dict(content["scheduler"])
+        optimizer.load_state_dict({"state": {i: {key: moments[key][i] for key in moments} for i in range(len(params))}, "param_groups": groups})
+        scheduler.load_state_dict(schedule)
     for tensor, value in zip([*trained, *statistics(model)], values):
         tensor.copy_(value)
     for bn in batchnorms(model).values():
-        bn.num_batches_tracked.fill_(content["batches"])
-    if optimizer:
-        groups = [group | {"lr": lr} for group, lr in zip(optimizer.state_dict()["param_groups"], content["lr"])]
-        optimizer.load_state_dict({"state": {i: {key: moments[key][i] for key in moments} for i in range(len(params))}, "param_groups": groups})
-        scheduler.load_state_dict(content["scheduler"])
+        bn.num_batches_tracked.fill_(batches)
 
 
 def write_learned(model: nn.Module, data: Data, args, run: Run, start: dict) -> None:

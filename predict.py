@@ -20,7 +20,7 @@ from torch import nn
 import common
 from data import DATASETS, Data, Streamed, decode
 from models import is_shortcut, network
-from records import COLUMNS, Damaged, UserError, printable, read_checkpoint
+from records import COLUMNS, Damaged, UserError, printable, read_checkpoint, taken_apart
 
 GRAY = np.array([0.299, 0.587, 0.114])  # ITU-R BT.601, as Pillow has it
 
@@ -40,23 +40,24 @@ class Trained:
 def load(path: Path, device: str) -> Trained:
     """Rebuilds the network of a checkpoint. Raises UserError for a file that is none, or is damaged."""
     try:
-        content = read_checkpoint(path)
-        about = content["about"]
-        script = experiment(about["experiment"])
-        args = arguments(about, script, device)
-        data = Data(about["dataset"], content["classes"], {"train": torch.zeros(1, *content["size"], dtype=torch.uint8)}, {})
-        if "bn_weight" in args.own:
-            model = script.build_davis_frank(args, data)
-        else:
-            model = common.build_model(args, data)
-            common.freeze(model, args.train)
-        common.restore(model, content)
-        data.mean_std = tuple(torch.tensor(content[key], device=args.device) for key in ("mean", "std"))
-        return Trained(path, args, model.eval(), data, script)
+        with taken_apart():
+            content = read_checkpoint(path)
+            about = content["about"]
+            script = experiment(about["experiment"])
+            args = arguments(about, script, device)
+            data = Data(about["dataset"], content["classes"], {"train": torch.zeros(1, *content["size"], dtype=torch.uint8)}, {})
+            if "bn_weight" in args.own:
+                model = script.build_davis_frank(args, data)
+            else:
+                model = common.build_model(args, data)
+                common.freeze(model, args.train)
+            common.restore(model, content)
+            data.mean_std = tuple(torch.tensor(content[key], device=args.device) for key in ("mean", "std"))
+            return Trained(path, args, model.eval(), data, script)
     except OSError as error:
         raise UserError(f"{path} cannot be read ({error.strerror}): name a checkpoint, such as checkpoints/bn_only/*.pt") from None
-    except (Damaged, KeyError, TypeError, ValueError, AttributeError) as error:
-        raise UserError(f"{path} is no checkpoint that can be used: {error if isinstance(error, Damaged) else repr(error)}; make its run again, or name another") from None
+    except Damaged as error:
+        raise UserError(f"{path} is no checkpoint that can be used: {error}; make its run again, or name another") from None
 
 
 def experiment(name: str):

@@ -48,6 +48,15 @@ class Damaged(RunError):
     """A record that cannot be used, and why."""
 
 
+@contextmanager
+def taken_apart():
+    """Raises Damaged where what a checkpoint holds, though its checksum fits, is not what a run wrote."""
+    try:
+        yield
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        raise Damaged(f"it does not hold what a run writes ({error!r})") from None
+
+
 def cannot_write(folder: Path, error: OSError, instead: str) -> UserError | RunError:
     """What to raise: the name may be one that no folder can have, or the folder may not let itself be written, for now."""
     kind = UserError if error.errno in (errno.ENOTDIR, errno.EEXIST, errno.ENAMETOOLONG, errno.EINVAL, errno.ELOOP) else RunError
@@ -300,15 +309,16 @@ class Run:
             if begin or not path.exists():
                 continue
             try:
-                content = read_checkpoint(path)
-                if not isinstance(content, dict) or content.get("about") != self.about:
-                    raise Damaged("it is another run's")
-                if content["epoch"] > len(self.rows):
-                    raise Damaged(f"it is of epoch {content['epoch']}, and the CSV has {len(self.rows)}")
-                restore(content)
+                with taken_apart():
+                    content = read_checkpoint(path)
+                    if content["about"] != self.about:
+                        raise Damaged("it is another run's")
+                    if not 0 < content["epoch"] <= len(self.rows):
+                        raise Damaged(f"it is of epoch {content['epoch']}, and the CSV has {len(self.rows)}")
+                    restore(content)
                 self.rows = self.rows[:content["epoch"]]
                 return content["epoch"]
-            except (Damaged, KeyError) as error:
+            except Damaged as error:
                 warn(f"the checkpoint {path} is not used: {error}")
         self.rows = []
         return 0

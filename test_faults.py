@@ -204,10 +204,12 @@ def test_a_checkpoint_that_is_cut_or_has_a_flipped_bit_is_found():
 
 @pytest.mark.parametrize("change, says", {
     "run": "another run's", "version": "no checkpoint of this version", "cut": "checksum", "bit": "checksum", "empty": "no checkpoint of this version", "epoch": "of epoch 7",
-    "key": "'trained'", "size": "values where the network has", "fingerprint": "frozen weights", "kind": "another run's"}.items())
+    "key": "'trained'", "size": "values where the network has", "fingerprint": "frozen weights", "kind": "what a run writes",
+    "text": "what a run writes", "past": "of epoch -1", "number": "what a run writes", "schedule": "what a run writes"}.items())
 def test_a_checkpoint_that_does_not_fit_is_named_and_the_one_before_taken(change, says, capsys, monkeypatch):
     whole, content = (path := unfinished()).read_bytes(), records.read_checkpoint(path)
-    changed = {"run": {"about": content["about"] | {"seed": "7"}}, "epoch": {"epoch": 7}, "size": {"trained": content["trained"][:-1]}, "fingerprint": {"fingerprint": content["fingerprint"] + 1}}
+    changed = {"run": {"about": content["about"] | {"seed": "7"}}, "epoch": {"epoch": 7}, "size": {"trained": content["trained"][:-1]}, "fingerprint": {"fingerprint": content["fingerprint"] + 1},
+               "text": {"epoch": "2"}, "past": {"epoch": -1}, "number": {"trained": 7}, "schedule": {"scheduler": 7}}
     if change in changed:
         records.write_checkpoint(path, content | changed[change])
     elif change == "key":
@@ -223,6 +225,14 @@ def test_a_checkpoint_that_does_not_fit_is_named_and_the_one_before_taken(change
     err = capsys.readouterr().err
     assert err.count("\n") == 1 and err.startswith(f"warning: the checkpoint {path} is not used") and says in err
     assert run("--results", "whole", "--checkpoints", "whole") == 0 and rows(the_csv()) == rows(the_csv("whole"))
+
+
+def test_a_finished_runs_checkpoint_that_holds_something_else_is_named_and_the_run_made_again(capsys):
+    assert run() == 0
+    path, whole = next(Path("checkpoints").rglob("*.pt")), rows(the_csv())
+    records.write_checkpoint(path, [1, 2, 3])
+    assert run() == 0 and rows(the_csv()) == whole
+    assert capsys.readouterr().err.startswith(f"warning: the checkpoint {path} is not used: it does not hold what a run writes")
 
 
 CSV_DAMAGE = {
