@@ -91,13 +91,16 @@ def fit(model: nn.Module, data: Data, args, then: str = "", recipe=recipe) -> in
 
 
 def made_before(run: Run, data: Data) -> bool:
-    """Whether the run is finished, its checkpoint whole. Raises UserError where it was made from other data."""
+    """Whether the run is finished, its checkpoint whole and its own; if not, `resume` says why. Raises UserError where it was made from other data."""
     if run.finished and not run.diverged:
         try:
             with taken_apart():
-                other = other_data(read_checkpoint(run.checkpoint), data)
+                content = read_checkpoint(run.checkpoint)
+                if content["about"] != run.about:
+                    return False
+                other = other_data(content, data)
         except Damaged:
-            return False  # `resume` says why
+            return False
         if other:
             raise UserError(f"{run.csv} was made from other data under the same name: give these another name, or make the run again with --force")
     return run.finished

@@ -8,10 +8,11 @@ import io
 import json
 import os
 import re
+import stat
 import sys
 import warnings
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import redirect_stdout
+from contextlib import redirect_stdout, suppress
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -188,11 +189,16 @@ def load_torchvision(dataset: str, root: Path):
     try:
         splits = {split: source(root, train=split == "train") for split in ("train", "test")}
     except RuntimeError:  # absent or damaged
+        is_new, lock = not root.exists(), root / f".{dataset}.lock"
         try:
             root.mkdir(parents=True, exist_ok=True)
-            with FileLock(root / f".{dataset}.lock"), redirect_stdout(io.StringIO()):
+            with FileLock(lock), redirect_stdout(io.StringIO()):
                 splits = {split: source(root, train=split == "train", download=True) for split in ("train", "test")}
         except (OSError, RuntimeError) as error:
+            with suppress(OSError):
+                lock.unlink(missing_ok=True)
+                if is_new:
+                    root.rmdir()  # unless something came in
             raise UserError(f"{dataset} is not in {root} and could not be downloaded ({' '.join(str(error).split())[:120]}): "
                             f"put its files at {root / where}, or try --dataset digits, which needs none") from None
     pixels = {split: np.asarray(s.data) for split, s in splits.items()}
@@ -257,6 +263,8 @@ def walk(folder: str, skip: int):
             continue
         if entry.is_dir():
             yield from walk(entry.path, skip)
+        elif not entry.is_file():
+            raise UserError(f"{entry.path} is no file that can be read: remove it, or give an image in its place")
         else:
             status = entry.stat()
             yield entry.path[skip:].replace(os.sep, "/"), status.st_size, status.st_mtime_ns
@@ -267,6 +275,8 @@ def read_image(path: Path):
     Raises UserError for what is no image, is cut or damaged, or has so many pixels (89 millions) that it is made to fill the memory."""
     from PIL import Image
     try:
+        if not stat.S_ISREG(os.stat(path).st_mode):  # a pipe would be waited for
+            raise ValueError("it is no file")
         with Image.open(path) as image:
             if image.width * image.height > Image.MAX_IMAGE_PIXELS:
                 raise ValueError(f"{image.width}x{image.height} pixels")

@@ -111,7 +111,8 @@ def report_davis_frank(rows):
             p = f"p = {ttest_rel(table[setting][both], baseline[both], alternative='greater').pvalue:.3g}" if both.sum() > 2 else "too few seeds"
             gain = f"{(table[setting] - baseline).mean():+.2f}   {p}"
         print("  {:<38} {:<20} {}".format("bn_weight {:g}, c {:g}, input_norm {}".format(*setting), common.mean_and_deviation(accuracies), gain))
-    print(f"  {max(0, len(table.columns) - 1)} comparisons: at p ≤ 0.05 about one in twenty is significant by chance")
+    others = max(0, len(table.columns) - 1)
+    print(f"  {others} comparison{'s' * (others != 1)}: at p ≤ 0.05 about one in twenty is significant by chance")
 
 
 # --------------------------------------------------------------------------------------------------------------- Frankle

@@ -372,7 +372,7 @@ def table_davis_frank(runs):
         rows = [{"γ at the start": 1.0, "c": 1.0, "input": "dataset", "test accuracy (%)": Mean.of(baseline), "gain": None, "p": ""}]
         for (start, c, norm), same in others:
             rows.append({"γ at the start": start, "c": c, "input": norm, "test accuracy (%)": Mean.of(same), "gain": paired(same, baseline), "p": p_value(same, baseline)})
-        yield Table(name, rows, note=f"p: one-sided paired t-test against the first line. {len(others)} comparisons: at p ≤ 0.05 about one in twenty is significant by chance.")
+        yield Table(name, rows, note=f"p: one-sided paired t-test against the first line. {comparisons(len(others))}: at p ≤ 0.05 about one in twenty is significant by chance.")
 
 
 def davis_frank(runs: pd.DataFrame):
@@ -383,6 +383,10 @@ def davis_frank(runs: pd.DataFrame):
         baseline = cells.pop((1.0, 1.0, "dataset"), None)
         if baseline is not None and cells:
             yield name, group, baseline, sorted(cells.items(), key=lambda cell: (-cell[0][0], *cell[0][1:]))
+
+
+def comparisons(number: int) -> str:
+    return f"{number} comparison{'s' * (number != 1)}"
 
 
 def p_value(a: pd.DataFrame, b: pd.DataFrame) -> str:
@@ -445,7 +449,7 @@ def table_precision(runs):
 CLAIMS = {  # the reference's, in short; "bn" stands for a network of which only γ and β are trained
     1: "bn: accuracy rises with depth", 2: "bn beats as many random parameters", 3: "bn: depth beats width at equal numbers of parameters",
     4: "bn switches off more features, |γ| < 0.01, than all (points of share)", 5: "bn: such γ can be set to zero, change within ±0.5", 6: "γ and β matter in ordinary training",
-    7: "BatchNorm does better before the activation", 8: "a small γ, slowly trained, improves all", 9: "all layers frozen is chance, within ±5", 10: "the shortcuts hold something back",
+    7: "BatchNorm does better before the activation", 8: "a small γ, slowly trained, improves all", 9: "all layers frozen is chance, the mean within ±5", 10: "the shortcuts hold something back",
     11: "γ and β move further from their start under bn than under all (mean distance)",
 }
 
@@ -543,10 +547,10 @@ def near(points: float):
     return lambda d: "confirmed" if abs(d.mean) <= points else "contradicted"
 
 
-def significant(p: str, comparisons: int) -> str:
+def significant(p: str, number: int) -> str:
     if p == "too few seeds":
         return f"open ({p})"
-    return ("confirmed" if float(p) <= 0.05 else "contradicted" if float(p) >= 0.95 else "open") + f" (one-sided p = {p}, {comparisons} comparisons)"
+    return ("confirmed" if float(p) <= 0.05 else "contradicted" if float(p) >= 0.95 else "open") + f" (one-sided p = {p}, {comparisons(number)})"
 
 
 TABLES = {name.removeprefix("table_"): make for name, make in list(globals().items()) if name.startswith("table_")}

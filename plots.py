@@ -65,7 +65,7 @@ class Parser(argparse.ArgumentParser):
     """argparse, its errors in one line."""
 
     def error(self, message: str):
-        self.exit(2, f"error: {message} (--help explains)\n")
+        self.exit(2, f"error: {printable(message)} (--help explains)\n")
 
 
 def main(argv=None) -> int:
@@ -80,6 +80,8 @@ def main(argv=None) -> int:
         print(f"warning: {args.results} is no folder: --results names the one that holds the runs", file=sys.stderr)
     everything = read_runs(args.results)
     if args.dataset:
+        if args.dataset not in (names := sorted(everything.dataset.unique())):
+            p.error(f"{args.results} has no finished run of the data set {args.dataset}: it has {', '.join(names) or 'none at all'}")
         everything = everything[everything.dataset == args.dataset]
     runs, measured = distinct(everything), read_bench(args.results)
     formats, no_formulas = set(args.format), runs.map(lambda value: value.replace("$", r"\$") if isinstance(value, str) else value)  # matplotlib would set them
@@ -92,6 +94,8 @@ def main(argv=None) -> int:
                 write_table(name, tables, args.out / "tables", formats)
             for dataset, figure in figures.items():
                 save(figure, args.out / "figures" / f"{name}-{file_name(dataset)}", formats)
+            if figures and formats & {"png", "pdf"}:
+                print(f"# {name}\n\nin {args.out / 'figures'}, of {printable(', '.join(figures))}\n")
             if not tables and not figures:
                 print(f"{name}: not run yet: python {COMMANDS[name]}")
     except OSError as error:

@@ -9,6 +9,7 @@ A checkpoint holds what was trained; the rest of the network is drawn again from
 """
 import argparse
 import importlib
+import re
 import sys
 from dataclasses import dataclass
 from pathlib import Path
@@ -29,6 +30,7 @@ GRAY = np.array([0.299, 0.587, 0.114])  # ITU-R BT.601, as Pillow has it
 class Trained:
     """A network as its run left it; `data` knows the run's classes, image size, mean and deviation, and has no images."""
     path: Path
+    name: str  # the run's, whatever the file is called
     args: argparse.Namespace
     model: nn.Module
     data: Data
@@ -43,6 +45,7 @@ def load(path: Path, device: str) -> Trained:
         with taken_apart():
             content = read_checkpoint(path)
             about = content["about"]
+            name = re.sub(r"[^\w.-]", "_", about["run"])
             script = experiment(about["experiment"])
             args = arguments(about, script, device)
             data = Data(about["dataset"], content["classes"], {"train": torch.zeros(1, *content["size"], dtype=torch.uint8)}, {})
@@ -53,7 +56,7 @@ def load(path: Path, device: str) -> Trained:
                 common.freeze(model, args.train)
             common.restore(model, content)
             data.mean_std = tuple(torch.tensor(content[key], device=args.device) for key in ("mean", "std"))
-            return Trained(path, args, model.eval(), data, script)
+            return Trained(path, name, args, model.eval(), data, script)
     except OSError as error:
         raise UserError(f"{path} cannot be read ({error.strerror}): name a checkpoint, such as checkpoints/bn_only/*.pt") from None
     except Damaged as error:
@@ -88,7 +91,7 @@ def print_accuracy(trained: Trained, dataset: str, folder: str | None, target: s
         raise UserError(f"{trained.path} knows {len(trained.data.classes)} classes ({', '.join(trained.data.classes[:3])}, …), and {data.name} has others: name the data set it was trained on")
     data.mean_std = trained.data.mean_std
     result = common.evaluate(trained.model, data, "test", args)
-    print(f"{trained.path.stem}: {result['acc']:.2f} % of {len(data.labels['test']):,} test images of {data.name} right, {result['top5']:.2f} % among the five likeliest; loss {result['loss']:.4f}")
+    print(f"{trained.name}: {result['acc']:.2f} % of {len(data.labels['test']):,} test images of {data.name} right, {result['top5']:.2f} % among the five likeliest; loss {result['loss']:.4f}")
 
 
 def read_data(trained: Trained, dataset: str, folder: str | None, target: str | None) -> Data:
@@ -178,7 +181,7 @@ def draw_feature_maps(networks: list[Trained], out: Path, image: Path) -> None:
 
 
 def label(trained: Trained) -> str:
-    return f"{trained.args.train} trained\n{trained.path.stem}"
+    return f"{trained.args.train} trained\n{trained.name}"
 
 
 def draw(grids: dict[str, list[list[torch.Tensor]]], titles: list[str], out: Path) -> None:
@@ -218,7 +221,7 @@ def run(args) -> int:
         if args.dataset:
             print_accuracy(trained, args.dataset, args.data, args.target)
         if images:
-            print(f"{trained.path.stem}")
+            print(trained.name)
             with torch.inference_mode():
                 print_classes(trained, images)
     if args.filters:

@@ -156,11 +156,11 @@ def run_files(args) -> tuple[Path, Path]:
 
 @cache
 def commit() -> str:
-    """The commit of the code as this process has loaded it, with a + where it was changed since; empty outside a checkout."""
+    """The commit of the code as this process has loaded it, with a + where a script was changed or added since; empty outside a checkout."""
     def git(*words):
         return subprocess.run(["git", "-C", Path(__file__).parent, *words], capture_output=True, text=True, check=True).stdout.strip()
     try:
-        return git("rev-parse", "--short=10", "HEAD") + ("+" if git("status", "--porcelain", "--untracked-files=no", "--", "*.py") else "")
+        return git("rev-parse", "--short=10", "HEAD") + ("+" if git("status", "--porcelain", "--", ":(glob)*.py") else "")
     except (OSError, subprocess.CalledProcessError):
         return ""
 
@@ -314,7 +314,7 @@ class Run:
                     if content["about"] != self.about:
                         raise Damaged("it is another run's")
                     if not 0 < content["epoch"] <= len(self.rows):
-                        raise Damaged(f"it is of epoch {content['epoch']}, and the CSV has {len(self.rows)}")
+                        raise Damaged(f"it is of epoch {content['epoch']}, and the CSV has {len(self.rows)} rows that can be used")
                     restore(content)
                 self.rows = self.rows[:content["epoch"]]
                 return content["epoch"]

@@ -230,9 +230,19 @@ def test_a_checkpoint_that_does_not_fit_is_named_and_the_one_before_taken(change
 def test_a_finished_runs_checkpoint_that_holds_something_else_is_named_and_the_run_made_again(capsys):
     assert run() == 0
     path, whole = next(Path("checkpoints").rglob("*.pt")), rows(the_csv())
-    records.write_checkpoint(path, [1, 2, 3])
-    assert run() == 0 and rows(the_csv()) == whole
-    assert capsys.readouterr().err.startswith(f"warning: the checkpoint {path} is not used: it does not hold what a run writes")
+    content = records.read_checkpoint(path)
+    for other, says in (([1, 2, 3], "it does not hold what a run writes"), (content | {"about": content["about"] | {"run": "another", "seed": "7"}}, "it is another run's")):
+        records.write_checkpoint(path, other)
+        assert run() == 0 and rows(the_csv()) == whole
+        assert capsys.readouterr().err.startswith(f"warning: the checkpoint {path} is not used: {says}")
+
+
+def test_predict_says_which_run_a_checkpoint_is_of_whatever_its_file_is_called(capsys):
+    assert run() == 0
+    name = the_csv().stem
+    shutil.move(next(Path("checkpoints").rglob("*.pt")), "resnet866.pt")
+    capsys.readouterr()
+    assert predict.main(["resnet866.pt", "--dataset", "digits"]) == 0 and capsys.readouterr().out.startswith(f"{name}: ")
 
 
 CSV_DAMAGE = {
@@ -374,6 +384,18 @@ def test_an_image_file_that_is_none_is_one_line_where_images_are_streamed(capsys
     assert exp_bn_only.main("--dataset imagenet --data pets --image-size 32 --workers 1 --epochs 1 --arch imagenet_resnet --depth 18 --quiet".split()) == 2
     err = capsys.readouterr().err
     assert err.count("\n") == 1 and "pets/train/cat/0.png cannot be read as an image" in err
+
+
+@pytest.mark.parametrize("make", [os.mkfifo, lambda path: os.symlink("absent", path)], ids=["pipe", "dangling link"])
+def test_what_is_no_file_is_one_line(make, capsys):
+    root = image_folder()
+    make(root / "train/cat/7.png")
+    assert run(*FOLDER, "--epochs", 1) == 2
+    err = capsys.readouterr().err
+    assert err.count("\n") == 1 and "pets/train/cat/7.png is no file" in err
+    make("photo.png")
+    with pytest.raises(records.UserError, match="no file|No such file"):
+        decoded(["photo.png"])
 
 
 def test_images_of_every_kind_become_rgb():

@@ -1031,6 +1031,26 @@ def test_bf16_without_hardware_is_an_error(monkeypatch, capsys):
     assert run("--precision", "bf16") == 2 and "--precision fp32" in capsys.readouterr().err
 
 
+def test_the_commit_says_whether_a_script_was_changed_or_added():
+    def commit():
+        return subprocess.run([sys.executable, "-c", "import records; print(records.commit())"], capture_output=True, text=True, check=True, env=os.environ | {"PYTHONPATH": "project"}).stdout.strip()
+
+    def git(*words):
+        subprocess.run(["git", "-C", "project", "-c", "user.name=A", "-c", "user.email=a@b", *words], check=True, capture_output=True)
+
+    Path("project/venv").mkdir(parents=True)
+    shutil.copy(HERE / "records.py", "project")
+    Path("project/.gitignore").write_text("__pycache__/\n")
+    assert commit() == ""
+    git("init")
+    git("add", ".")
+    git("commit", "-m", "first")
+    Path("project/venv/other.py").touch()
+    assert re.fullmatch("[0-9a-f]{10}", commit())
+    Path("project/exp_copy.py").touch()
+    assert re.fullmatch(r"[0-9a-f]{10}\+", commit())
+
+
 def no_network(*_, **__):
     raise OSError("no network")
 
@@ -1041,6 +1061,7 @@ def test_a_data_set_that_cannot_be_had(dataset, where, capsys, monkeypatch):
     assert run("--dataset", dataset, "--data", "here") == 2
     err = capsys.readouterr().err
     assert err.count("\n") == 1 and f"here/{where}" in err and "--dataset digits" in err and not Path("results").exists()
+    assert not [path for path in Path("here").rglob("*") if path.is_file()]
 
 
 @pytest.mark.parametrize("harm, says", {
@@ -1265,6 +1286,14 @@ def test_plots_set_published_figures_beside_a_variant_of_the_data_set(capsys):
     pretend(0, 50, train="bn", dataset="cifar10-jpeg")
     assert plots.main(["--only", "accuracy", "--dataset", "cifar10-jpeg", "--out", "out"]) == 0
     assert "| bn | ours − Frankle et al. 2021, cifar10 | +2.0 |" in capsys.readouterr().out and not Path("out/figures").exists()
+
+
+def test_plots_of_a_data_set_without_runs_name_those_that_have_some(capsys):
+    pretend(0, 50, train="bn", dataset="wine")
+    with pytest.raises(SystemExit) as stop:
+        plots.main(["--dataset", "w\nine"])
+    err = capsys.readouterr().err
+    assert stop.value.code == 2 and err.count("\n") == 1 and "it has wine" in err and not Path("tables").exists()
 
 
 def test_plots_without_a_run_name_the_command(capsys):
