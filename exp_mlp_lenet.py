@@ -172,9 +172,10 @@ def tune(args):
         vars(one).update(chosen)
         return combinations(one, bn, [train])[0]
 
+    untuned = the_run(lr=1, weight_decay=0, batch_size=1, hidden=[1] * widths)  # its name tells one study from another
+    load_data(untuned)  # what is wrong with the data shows before there is a study
     folder = Path(args.results, args.experiment)
     folder.mkdir(parents=True, exist_ok=True)
-    untuned = the_run(lr=1, weight_decay=0, batch_size=1, hidden=[1] * widths)  # its name tells one study from another
     study = optuna.create_study(direction="maximize", storage=f"sqlite:///{folder / 'tune.db'}", load_if_exists=True, study_name=common.run_name(untuned))
     complete, pruned, failed = optuna.trial.TrialState.COMPLETE, optuna.trial.TrialState.PRUNED, optuna.trial.TrialState.FAIL
     done = len(study.get_trials(states=(complete, pruned)))

@@ -599,6 +599,13 @@ def test_tuning_goes_on_and_ends_with_a_command(capsys):
     assert len(pd.read_csv("tables/tuned.csv")) == 3 and len(pd.read_csv("tables/mlp_lenet.csv")) == 1  # a trial is no run to average
 
 
+def test_tuning_on_data_that_are_not_there_leaves_no_study(capsys):
+    pytest.importorskip("optuna")
+    assert exp_mlp_lenet.main("--tune 2 --dataset csv --data nowhere.csv".split()) == 2
+    err = capsys.readouterr().err
+    assert err.count("\n") == 1 and "nowhere.csv" in err and not Path("results").exists()
+
+
 def test_other_images_under_the_same_name_are_noticed(capsys):
     (root := Path("a/pets")).parent.mkdir()
     image_folder(root)
