@@ -86,9 +86,10 @@ def chance(axis, group: pd.DataFrame) -> None:
 
 
 def figure_accuracy_depth(runs):
-    """Accuracy against depth, at width 1, with the published points. Each --train by the longest recipe it was run with."""
+    """Accuracy against depth, at width 1, with the published points. Each --train by the longest recipe that it was run with at several depths, if any, else the longest."""
     narrow = usual_start(runs).query("arch == 'resnet' and width == 1")
-    lines = [main_recipe(here, "depth")[1] for _, here in narrow[~random_sweep(narrow)].groupby("train")]
+    lines = [max((group for _, group in recipes(here, "depth")), key=lambda group: (group.depth.nunique() > 1, group.epochs.max(), group.seed.nunique()))
+             for _, here in narrow[~random_sweep(narrow)].groupby("train")]
     papers = published(runs.dataset.iloc[0]).query("width == 1")
     if not lines or (group := pd.concat(lines)).depth.nunique() < 2 and papers.empty:
         return None

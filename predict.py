@@ -101,6 +101,8 @@ def read_data(trained: Trained, dataset: str, folder: str | None, target: str | 
     if dataset == "imagefolder" and not folder:
         raise UserError("--dataset imagefolder needs --data FOLDER, with images in FOLDER/test/CLASS/")
     load_data = getattr(trained.script, "load_data", common.load_data)
+    if dataset not in DATASETS and load_data is common.load_data:
+        raise UserError(f"--dataset {dataset}: {trained.path} was trained on images; a table is for networks of exp_mlp_lenet.py")
     size = trained.data.size
     if len(size) < 3 or dataset == "imagenet":
         return load_data(args)

@@ -386,6 +386,15 @@ def test_an_image_file_that_is_none_is_one_line_where_images_are_streamed(capsys
     assert err.count("\n") == 1 and "pets/train/cat/0.png cannot be read as an image" in err
 
 
+def test_a_table_for_a_network_of_images_is_one_line(capsys):
+    assert run() == 0
+    capsys.readouterr()
+    for dataset in ("wine", "csv"):
+        assert predict.main([str(next(Path("checkpoints").rglob("*.pt"))), "--dataset", dataset, "--data", "x.csv"]) == 2
+        err = capsys.readouterr().err
+        assert err.count("\n") == 1 and "exp_mlp_lenet.py" in err
+
+
 @pytest.mark.parametrize("make", [os.mkfifo, lambda path: os.symlink("absent", path)], ids=["pipe", "dangling link"])
 def test_what_is_no_file_is_one_line(make, capsys):
     root = image_folder()
@@ -583,6 +592,8 @@ sys.addaudithook(watch)
 @slow(100, 2000)
 def test_any_command_line_ends_with_an_exit_code_and_writes_nowhere_else(n, monkeypatch, tmp_path):
     import bench
+    (tmp_path / "inside").mkdir()
+    monkeypatch.chdir("inside")  # ../x, too, may be the folder that a line names
     image_folder(sizes=((12, 12), (12, 12)))
     pd.DataFrame({"a": np.arange(60.0), "species": ["x", "y", "z"] * 20}).to_csv("data.csv", index=False)
     assert run() == plots.main(["--results", "results"]) == 0  # what is imported late, and matplotlib's cache

@@ -1287,6 +1287,13 @@ def test_davis_frank_is_judged_by_a_one_sided_paired_test():
     assert verdict == f"confirmed (one-sided p = {scipy.stats.ttest_1samp([1, 2, 1.5], 0, alternative='greater').pvalue:.3g}, 2 comparisons)"
 
 
+def test_the_figure_of_depths_is_of_a_recipe_that_has_several():
+    pretend(0, 50, train="bn", dataset="cifar10-jpeg")
+    one = plot_tables.distinct(plot_tables.read_runs(Path("results")))
+    figure = plots.FIGURES["accuracy_depth"](pd.concat([one.assign(depth=depth, epochs=epochs) for depth, epochs in ((14, 160), (14, 30), (32, 30))]))
+    assert list(figure.axes[0].lines[0].get_xdata()) == [14, 32] and "30 epochs" in figure.get_suptitle()
+
+
 def test_plots_set_published_figures_beside_a_variant_of_the_data_set(capsys):
     assert set(plot_tables.published("cifar10-jpeg").source) >= {"Frankle et al. 2021", "Vinod 2020"}
     assert plot_tables.published("cifar100").empty and plot_tables.published("digits").empty
