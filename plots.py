@@ -76,8 +76,11 @@ def main(argv=None) -> int:
     p.add_argument("--out", type=Path, default=Path("."), metavar="FOLDER", help="where tables/ and figures/ go (default here)")
     p.add_argument("--format", nargs="+", choices=["md", "tex", "csv", "png", "pdf"], default=["md", "tex", "csv", "png", "pdf"], help="default all")
     args = p.parse_args(argv)
-    if not args.results.is_dir():
-        print(f"warning: {args.results} is no folder: --results names the one that holds the runs", file=sys.stderr)
+    try:
+        if not args.results.is_dir():
+            print(printable(f"warning: {args.results} is no folder: --results names the one that holds the runs"), file=sys.stderr)
+    except OSError as error:  # no folder can have this name
+        p.error(f"--results {args.results}: {error.strerror}")
     everything = read_runs(args.results)
     if args.dataset:
         if args.dataset not in (names := sorted(everything.dataset.unique())):

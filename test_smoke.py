@@ -1227,6 +1227,9 @@ def test_plots_say_in_one_line_what_is_wrong(capsys):
     with pytest.raises(SystemExit) as stop:
         plots.main(["--only", "nonsense"])
     assert stop.value.code == 2 and "invalid choice" in (error := capsys.readouterr().err) and len(error.splitlines()) == 1
+    with pytest.raises(SystemExit) as stop:
+        plots.main(["--results", "x" * 300])
+    assert stop.value.code == 2 and "--results xxx" in (error := capsys.readouterr().err) and len(error.splitlines()) == 1
     assert plots.main(["--results", "nowhere", "--only", "claims"]) == 0 and "nowhere is no folder" in capsys.readouterr().err
     assert run("--epochs", 1) == 0 and Path("file").write_text("mine")
     assert plots.main(["--out", "file", "--only", "accuracy"]) == 2 and plots.main(["--out", "/sys/x", "--only", "accuracy"]) == 1
