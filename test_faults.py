@@ -484,6 +484,11 @@ def test_what_overflows_bf16_is_a_diverged_run():
         assert run(*words, "--precision", precision, "--results", precision) == 1 and rows(the_csv(precision))[-1]["status"] == "diverged"
 
 
+def test_tensorboard_takes_any_gamma():
+    pytest.importorskip("tensorboard")
+    assert run("--tensorboard", "--gamma-init", "constant:1e38", "--epochs", 1) in (0, 1) and list(Path("results").rglob("events.*"))
+
+
 def one_colour(root="pets", classes=("cat", "dog"), each=6) -> None:
     for split, n in (("train", each), ("test", 2)):
         for name in classes:
