@@ -197,8 +197,9 @@ def load_torchvision(dataset: str, root: Path):
         except (OSError, RuntimeError) as error:
             with suppress(OSError):
                 lock.unlink(missing_ok=True)
-                if is_new:
-                    root.rmdir()  # unless something came in
+            for folder in (root / name / "raw", root / name, *[root] * is_new):
+                with suppress(OSError):  # something came in
+                    folder.rmdir()
             raise UserError(f"{dataset} is not in {root} and could not be downloaded ({' '.join(str(error).split())[:120]}): "
                             f"put its files at {root / where}, or try --dataset digits, which needs none") from None
     pixels = {split: np.asarray(s.data) for split, s in splits.items()}
