@@ -45,7 +45,7 @@ def load(path: Path, device: str) -> Trained:
         with taken_apart():
             content = read_checkpoint(path)
             about = content["about"]
-            name = re.sub(r"[^\w.-]", "_", about["run"])
+            name = re.sub(r"[^\w.+-]", "_", about["run"])
             script = experiment(about["experiment"])
             args = arguments(about, script, device)
             data = Data(about["dataset"], content["classes"], {"train": torch.zeros(1, *content["size"], dtype=torch.uint8)}, {})
