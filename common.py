@@ -176,9 +176,9 @@ def show(model: nn.Module, epoch: int, measured: dict[str, float], run: Run) -> 
     with SummaryWriter(run.csv.parent / "tensorboard" / run.name, purge_step=epoch) as board:
         for key, value in measured.items():
             board.add_scalar(key, value, epoch)
-        gammas = [bn.weight.detach().flatten() for bn in batchnorms(model).values()]
-        if gammas and torch.cat(gammas).abs().max() < 1e20:  # TensorBoard's histograms end there
-            board.add_histogram("gamma", torch.cat(gammas), epoch)
+        gammas = flat(bn.weight for bn in batchnorms(model).values())
+        if len(gammas) and gammas.abs().max() < 1e20:  # TensorBoard's histograms end there
+            board.add_histogram("gamma", gammas, epoch)
 
 
 def prepare(device: torch.device) -> None:
