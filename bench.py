@@ -3,6 +3,7 @@
     python bench.py                                               # ResNet-14, γ and β trained: six minutes on two CPU cores
     python bench.py --depths 14 110 --train bn all --images 2000
     python bench.py --grid --image-size 8                         # many small runs: one process with all threads, or several with fewer?
+    python bench.py --busy                                        # beside other programs that keep the cores busy
 
 A plain loop is made ours one part after the other:
 
@@ -12,8 +13,8 @@ A plain loop is made ours one part after the other:
     bf16                        by autocast, where the hardware has it
     frozen weights cast once    and not by autocast in every step
     memory kept                 on a CPU: freed memory is not given back to the system
+    CUDA graph                  with --graph, on CUDA: the step is captured once and replayed
     compiled blocks             with --compile
-    CUDA graph                  with --compile, on CUDA: the step is captured once and replayed
 
 Images are random, with CIFAR-10's size and form. A measurement is a process of its own, so that its peak memory is, too; the measurements of all variants take turns, and a row
 has the medians over the turns. epoch_s is that of 50,000 training and 10,000 test images. start_s is from the start of a process to the end of its first step.
@@ -35,23 +36,27 @@ import multiprocessing
 import os
 import resource
 import statistics
+import subprocess
 import sys
 import time
 from concurrent.futures import ProcessPoolExecutor
 from contextlib import ExitStack
 from pathlib import Path
+from tempfile import TemporaryDirectory
+
+import common  # before torch, which reads what it sets
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import nn
 
-import common
+import parallel
 
 TRAIN, TEST = 50_000, 10_000  # images of a CIFAR-10 epoch
 WINDOW = 10  # seconds of training that processes at once are measured for, since they do not start together
 EAGER = ("data on the device", "channels_last", "bf16", "frozen weights cast once", "memory kept")
-PARTS = (*EAGER, "compiled blocks", "CUDA graph")
+PARTS = (*EAGER, "CUDA graph", "compiled blocks")
 IGNORED = "dataset data subset val_fraction augment epochs schedule warmup_epochs seed tensorboard checkpoints force no_resume time_limit dry_run quiet".split()  # of the shared flags
 COLUMNS = ("device threads torch commit arch depth width train image_size batch_size variant processes threads_each workers train_images_per_s test_images_per_s epoch_s speedup "
            "peak_mb limit_s limited_by share_of_limit start_s share_of_step turns").split()
@@ -113,15 +118,14 @@ class OurLoop:
     def __init__(self, model: nn.Module, data: common.Data, args, parts: tuple[str, ...]):
         self.model, self.data, self.args, self.epoch = model, data if "channels_last" in parts else Contiguous(**vars(data)), copy.copy(args), 0
         self.args.precision = "bf16" if "bf16" in parts else "fp32"
-        self.args.compile = "compiled blocks" in parts
+        self.args.compile, self.args.graph = "compiled blocks" in parts, "CUDA graph" in parts
         if "memory kept" in parts or args.device.type != "cpu":
             common.prepare(args.device)
+        self.held = ExitStack()
         if "frozen weights cast once" in parts:
-            self.cast = ExitStack()
-            self.cast.enter_context(common.frozen_in(torch.bfloat16, model))
+            self.held.enter_context(common.frozen_in(torch.bfloat16, model))
         self.optimizer, _ = common.recipe(model, self.args)
-        step = common.training_step(model, self.args)
-        self.step = step if "CUDA graph" in parts else common.train_step
+        self.step = self.held.enter_context(common.training_step(model, self.args))
         self.sizes = [len(batch) for batch in common.split_batches(data.labels["train"], args.batch_size)]
 
     def train(self, batches: int | None = None):
@@ -268,6 +272,7 @@ def work(args) -> dict[str, tuple[float, float]]:
 
 
 def threads_of(threads: int, measure, *arguments) -> dict:
+    os.environ["OMP_NUM_THREADS"] = str(threads)  # build_model keeps to it
     torch.set_num_threads(threads)
     return measure(*arguments)
 
@@ -286,14 +291,14 @@ def in_processes(n: int, threads: int, measure, *arguments) -> list[dict]:
 # ----------------------------------------------------------------------------------------------------------------- tables
 
 def eager_parts(args) -> tuple[str, ...]:
-    """The parts of our loop here, without --compile's."""
+    """The parts of our loop here, without those of --graph and --compile."""
     there = {"bf16": args.precision == "bf16", "frozen weights cast once": args.precision == "bf16", "memory kept": args.device.type == "cpu"}
     return tuple(part for part in EAGER if there.get(part, True))
 
 
 def compare(args, threads: int) -> list[dict]:
     """A row per variant for one network."""
-    parts = (*eager_parts(args), *["compiled blocks"] * args.compile, *["CUDA graph"] * (args.compile and args.device.type == "cuda"))
+    parts = (*eager_parts(args), *["CUDA graph"] * args.graph, *["compiled blocks"] * args.compile)
     variants = {"plain": None} | {part: parts[:i + 1] for i, part in enumerate(parts)}
 
     few = copy.copy(args)
@@ -338,6 +343,33 @@ def share_out(args, threads: int) -> list[dict]:
                "speedup": statistics.median(one["train_images_per_s"] / alone["train_images_per_s"] for one, alone in zip(measured, found[1]))} for n, measured in found.items()]
 
 
+def beside(args, threads: int) -> list[dict]:
+    """A row per neighbours: all parts of the loop, with the threads that a run takes by itself. Where these are several, once with the number of
+    rounds that they spin before they sleep as startup.py sets it, and once with libgomp's own."""
+    threads, found = parallel.threads_for((args.image_size, args.image_size, 3)), {}
+    loop = [sys.executable, "-c", "while True: pass"]
+    training = [sys.executable, str(Path(__file__).with_name("exp_bn_only.py")), *"--dataset digits --depth 56 --epochs 100000 --quiet".split()]
+    neighbours = {"nothing": [], "two loops": [loop] * 2, "two trainings of two threads": [training] * 2}
+    ours = os.environ["GOMP_SPINCOUNT"]
+    spins = [ours, "300000"] if threads > 1 else [ours]
+    for _, (name, commands), spin in itertools.product(range(args.turns), neighbours.items(), spins):
+        with TemporaryDirectory() as folder, ExitStack() as running:
+            for i, command in enumerate(commands):
+                where = ["--results", f"{folder}/{i}", "--checkpoints", f"{folder}/{i}"] if command is training else []
+                process = subprocess.Popen([*command, *where], env=os.environ | {"OMP_NUM_THREADS": "2"}, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+                running.callback(process.wait)
+                running.callback(process.kill)
+            time.sleep(10 if commands and commands[0] is training else 1)  # until they train
+            os.environ["GOMP_SPINCOUNT"] = spin
+            measured = in_processes(1, threads, speed, args, eager_parts(args), 0, WINDOW)[0]
+            os.environ["GOMP_SPINCOUNT"] = ours
+        found.setdefault((name, spin), []).append(measured)
+    quiet = median(found["nothing", spins[-1]], "epoch_s")
+    return [{key: median(measured, key) for key in measured[0]}
+            | {"variant": f"beside {name}" + f", spinning {int(spin):,} rounds" * (threads > 1), "processes": 1, "threads_each": threads, "workers": 0, "speedup": quiet / median(measured, "epoch_s")}
+            for (name, spin), measured in found.items()]
+
+
 def bench(args) -> int:
     import pandas as pd
     usual = common.parser("").parse_args([])
@@ -351,9 +383,9 @@ def bench(args) -> int:
         name = common.device_name(one.device)
         same = {"device": name, "threads": threads, "torch": torch.__version__, "commit": common.commit(), "arch": one.arch, "depth": one.depth, "width": one.width, "train": one.train,
                 "image_size": one.image_size, "batch_size": one.batch_size, "turns": one.turns}
-        path = Path(args.results, "bench", f"{name.replace(' ', '-')}-{threads}-{one.arch}{one.depth}-w{one.width}-{one.train.replace(':', '')}-{one.image_size}px-b{one.batch_size}{'-grid' * one.grid}.csv")
+        path = Path(args.results, "bench", f"{name.replace(' ', '-')}-{threads}-{one.arch}{one.depth}-w{one.width}-{one.train.replace(':', '')}-{one.image_size}px-b{one.batch_size}{'-grid' * one.grid}{'-busy' * one.busy}.csv")
         path.parent.mkdir(parents=True, exist_ok=True)
-        rows = [same | row for row in (share_out if one.grid else compare)(one, threads)]
+        rows = [same | row for row in (share_out if one.grid else beside if one.busy else compare)(one, threads)]
         common.write_table(path, COLUMNS, [[row.get(column, "") for column in COLUMNS] for row in rows])
         print(f"\n{one.arch}-{one.depth}, {one.train}, batches of {one.batch_size} images of {one.image_size}x{one.image_size} on {name}, {threads} threads: medians of {one.turns} turns")
         table = pd.DataFrame(rows, columns=COLUMNS[COLUMNS.index("variant"):-1]).dropna(axis="columns", how="all")
@@ -367,6 +399,7 @@ def main(argv=None):
     parser.add_argument("--images", type=common.number(int, 100), default=10_000, help="of one pass in training; in testing a fifth of them (default 10000)")
     parser.add_argument("--turns", type=common.number(int, 1), default=3, help="that the variants take (default 3)")
     parser.add_argument("--grid", action="store_true", help="1, 2, 4, … processes at once instead, each with its share of the threads")
+    parser.add_argument("--busy", action="store_true", help="all parts of the loop instead, beside two other programs that keep the cores busy")
     parser.set_defaults(image_size=32, depth=[14])
     parser.go_on = "the same command begins again"
     return common.main(bench, parser, argv)

@@ -20,10 +20,10 @@ import shlex
 import signal
 import sys
 import time
-from contextlib import nullcontext, redirect_stdout
+from contextlib import contextmanager, nullcontext, redirect_stdout
 from pathlib import Path
 
-os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # cuBLAS is deterministic only with it, and reads it when CUDA starts
+import startup  # noqa: F401, before torch, which reads what it sets
 
 import torch
 import torch.nn.functional as F
@@ -46,12 +46,12 @@ def recipe(model: nn.Module, args):
     if not trained:
         return None, None
     options = {"lr": args.lr, "weight_decay": args.weight_decay, "fused": args.device.type in ("cpu", "cuda")}
-    optimizer = torch.optim.Adam(trained, **options, capturable=args.compile and args.device.type == "cuda") if args.optimizer == "adam" else torch.optim.SGD(trained, momentum=args.momentum, **options)
+    optimizer = torch.optim.Adam(trained, **options, capturable=args.graph) if args.optimizer == "adam" else torch.optim.SGD(trained, momentum=args.momentum, **options)
     return optimizer, torch.optim.lr_scheduler.LambdaLR(optimizer, rate(args))
 
 
 def rate(args):
-    """The learning rate after `epoch` epochs of `args.epochs`, as a factor of --lr; over the warm-up epochs it rises linearly to what it would be."""
+    """The learning rate after `epoch` epochs of `args.epochs`, as a factor of --lr."""
     n, done = args.epochs, lambda epoch: epoch / args.epochs
     milestones = [math.ceil(n * of / parts) for of, parts in (((1, 3), (2, 3), (8, 9)) if args.dataset == "imagenet" else ((1, 2), (3, 4)))]
     cycle = max(1, math.ceil(n / 7))  # restarts: three cosines, each twice as long as the one before
@@ -69,7 +69,14 @@ def rate(args):
         "exponential": lambda epoch: 0.01 ** done(epoch),
         "constant": lambda epoch: 1,
     }[args.schedule]
-    return lambda epoch: shape(epoch) * min(1, (epoch + 1) / (args.warmup_epochs + 1))
+    return shape
+
+
+def warm_up(optimizer, rates: list[float], args, epoch: int, step: int, steps: int) -> None:
+    """Sets the learning rate of the next of an epoch's `steps`: over the first --warmup-epochs it rises from 0, step by step, to the
+    `rates` of the schedule (as in open_lth)."""
+    for group, rate in zip(optimizer.param_groups, rates):
+        group["lr"] = rate * min(1, ((epoch - 1) * steps + step) / (args.warmup_epochs * steps))
 
 
 def fit(model: nn.Module, data: Data, args, then: str = "", recipe=recipe) -> int:
@@ -78,8 +85,12 @@ def fit(model: nn.Module, data: Data, args, then: str = "", recipe=recipe) -> in
     then: the --train of the command that the summary names next. recipe: the optimizer and schedule of (model, args), where they are an experiment's
     own. Returns the exit code: 0, or 1 where the loss was not finite."""
     prepare(args.device)
+    parallel.set_threads(data.size)
     if args.dry_run:
-        return plan(model, data, args, recipe) if parallel.first() else 0
+        if parallel.first():
+            with parallel.alone():
+                plan(model, data, args, recipe)
+        return parallel.from_first(0)
     trained, total = count_parameters(model)
     about = {"params_total": total, "params_trained": trained, "image_size": "x".join(map(str, data.size[:2])), "classes": len(data.classes)}
     where = {"device": device_name(args.device), "threads": torch.get_num_threads(), "torch": torch.__version__, "commit": commit()}
@@ -135,10 +146,10 @@ def train(model: nn.Module, data: Data, args, run: Run | None, recipe) -> None:
     done = parallel.from_first(run and run.resume(resume))
     if (content := parallel.from_first(used[0] if used else None)) and not run:
         restore(model, content, optimizer, scheduler)
-    network, step = parallel.data_parallel(model, args.sync_bn), training_step(model, args)
+    network = parallel.data_parallel(model, args.sync_bn)
     sizes = [len(batch) for batch in split_batches(torch.arange(len(data.labels["train"])), args.batch_size)]
     with (progress_bar(total=args.epochs * len(sizes), initial=done * len(sizes), unit=" batches", disable=args.quiet) as progress,
-          frozen_in(torch.bfloat16, model) if args.precision == "bf16" else nullcontext()):
+          frozen_in(torch.bfloat16, model) if args.precision == "bf16" else nullcontext(), training_step(model, args) as step):
         for epoch in range(done + 1, args.epochs + 1):
             progress.set_description(f"epoch {epoch}/{args.epochs}", refresh=False)
             began = time.perf_counter()
@@ -198,9 +209,16 @@ def train_epoch(model: nn.Module, data: Data, optimizer, args, epoch: int, sizes
     """One pass over the training set in batches of `sizes`. The metrics are of the batches as they are trained on, and stay on the device until the end."""
     model.train()
     totals = torch.zeros(3, device=args.device)
-    for size, (x, y) in zip(sizes, data.training_batches(args.seed, epoch, args.batch_size, args.augment)):
+    warming = optimizer and epoch <= args.warmup_epochs
+    rates = [float(group["lr"]) for group in optimizer.param_groups] if warming else []
+    for i, (size, (x, y)) in enumerate(zip(sizes, data.training_batches(args.seed, epoch, args.batch_size, args.augment))):
+        if warming:
+            warm_up(optimizer, rates, args, epoch, i, len(sizes))
         totals += step(model, x, y, optimizer, args, parallel.processes() * len(y) / size)
         progress.update()
+    if warming:
+        for group, rate in zip(optimizer.param_groups, rates):
+            group["lr"] = rate  # as the scheduler left it
     return means(parallel.total(totals), len(data.labels["train"]))
 
 
@@ -218,41 +236,55 @@ def train_step(model: nn.Module, x: torch.Tensor, y: torch.Tensor, optimizer, ar
     return tally(logits.detach(), loss.detach(), y)
 
 
+@contextmanager
 def training_step(model: nn.Module, args):
-    """`train_step`; with --compile a faster one, from compiled blocks and, where one GPU makes the run, as a CUDA graph."""
-    if not args.compile:
-        return train_step
-    compile_blocks(model)
-    if args.device.type != "cuda" or parallel.processes() > 1:
-        return train_step
-    torch.cuda.synchronize(args.device)  # what the default stream has begun, no graph can be captured from it
-    torch.cuda.set_stream(torch.cuda.Stream(args.device))
-    return GraphedStep(args.batch_size)
+    """`train_step`; with --compile from compiled blocks, with --graph as a CUDA graph. What it takes of the process it gives back."""
+    if args.compile:
+        torch.compiler.reset()  # compiled code counts against a budget of the process: every run has the whole of it
+        compile_blocks(model)
+    if not args.graph:
+        yield train_step
+        return
+    torch.cuda.synchronize(args.device)
+    with torch.cuda.stream(torch.cuda.Stream(args.device)):  # the default stream cannot be captured
+        yield GraphedStep(args.batch_size)
+    torch.cuda.synchronize(args.device)
 
 
 class GraphedStep:
     """`train_step` captured once as a CUDA graph, and replayed: Python launches a deep network's thousands of kernels more slowly than they run.
 
-    A graph repeats what it has seen: fixed tensors, which batches are copied into, and the learning rate as a constant, so that each new rate is captured
-    anew. The first steps run as they are, and start what a capture must not (memory, compilers, cuDNN), as do batches of another size. Capturing runs nothing,
-    so every step is made exactly once."""
+    A graph repeats what it has seen, in the memory where it has seen it. So batches are copied into fixed tensors, and the learning rates are tensors, too,
+    which take whatever number the schedule has put in their place. The first steps run as they are, and start what a capture must not (memory, compilers,
+    cuDNN), as do batches of another size. Capturing runs nothing, so every step is made exactly once."""
     STARTING = 3
 
     def __init__(self, batch_size: int):
-        self.batch_size, self.steps, self.rates = batch_size, 0, None
+        self.batch_size, self.steps, self.graph = batch_size, 0, None
 
     def __call__(self, model, x, y, optimizer, args, weight: float = 1) -> torch.Tensor:
         self.steps += 1
         if self.steps <= self.STARTING or len(y) != self.batch_size:
             return train_step(model, x, y, optimizer, args, weight)
-        if self.rates != (rates := [group["lr"] for group in optimizer.param_groups] if optimizer else []):
-            self.x, self.y, self.rates, self.graph = x.clone(), y.clone(), rates, torch.cuda.CUDAGraph()
-            with torch.cuda.graph(self.graph, stream=torch.cuda.current_stream()):
+        if self.graph is None:
+            self.rates = [torch.tensor(float(group["lr"]), device=x.device) for group in optimizer.param_groups] if optimizer else []
+            self.x, self.y, self.graph = x.clone(), y.clone(), torch.cuda.CUDAGraph()
+            self.put_rates(optimizer)
+            # thread_local: a data loader's thread that pins memory is no part of it
+            with torch.cuda.graph(self.graph, stream=torch.cuda.current_stream(), capture_error_mode="thread_local"):
                 self.tally = train_step(model, self.x, self.y, optimizer, args, weight)
+        self.put_rates(optimizer)
         self.x.copy_(x)
         self.y.copy_(y)
         self.graph.replay()
         return self.tally
+
+    def put_rates(self, optimizer) -> None:
+        """Whatever rate has been put in the place of a tensor goes into the tensor."""
+        for group, rate in zip(optimizer.param_groups if self.rates else (), self.rates):
+            if group["lr"] is not rate:
+                rate.fill_(group["lr"])
+                group["lr"] = rate
 
 
 @torch.inference_mode()
@@ -485,6 +517,8 @@ def run_grid(runs: list[argparse.Namespace], run) -> int:
     A run that fails does not stop the rest, and is named at the end. Returns the exit code, 1 where a run failed or diverged."""
     if not runs:
         raise UserError("this grid is empty: give each of its flags a value that fits")
+    if runs[0].dry_run and not parallel.rank_zero():
+        return 0
     left = [args for args in runs if args.force or not Run(args, {}, {}).look().finished]
     print(f"{len(runs)} runs: {len(runs) - len(left)} finished, {len(left)} to make" + f", in about {duration(estimate(left, run))}" * bool(left))
     if left and left[0].dry_run:
@@ -622,7 +656,7 @@ def parser(description: str, lists: tuple[str, ...] = (), archs=tuple(DEPTHS), d
     several(g, "gamma-init", type=initial("uniform", "symmetric", "ones"), default="uniform", metavar="INIT",
                    help="uniform on [0, 1] (default), symmetric on [-1, 1], ones, constant:X")
     several(g, "beta-init", type=initial("zeros", "ones"), default="zeros", metavar="INIT", help="zeros (default), ones, constant:X")
-    several(g, "weight-init", choices=list(WEIGHT_INITS), default="he_normal", help="of convolutions and linear layers (default he_normal)")
+    several(g, "weight-init", choices=list(WEIGHT_INITS), default="he_normal", help="of convolutions and linear layers (default he_normal); all have He's gain, √2, orthogonal too, whose gain is 1 in open_lth")
     g = p.add_argument_group("data")
     g.add_argument("--dataset", choices=datasets, default="cifar10" if "cifar10" in datasets else "mnist",
                    help="default %(default)s; digits needs no download")
@@ -640,14 +674,15 @@ def parser(description: str, lists: tuple[str, ...] = (), archs=tuple(DEPTHS), d
     g.add_argument("--momentum", type=number(float, 0, 1, below=True), default=0.9, help="of sgd (default 0.9)")
     g.add_argument("--schedule", choices=["step", "cosine", "linear-cosine", "restarts", "exponential", "constant"], default="step",
                    help="of the learning rate, epoch by epoch (default step: x 0.1 after 50 %% and 75 %% of the epochs)")
-    g.add_argument("--warmup-epochs", type=number(int, 0), help="over which the learning rate rises to what the schedule says (default 0, 5 for imagenet)")
+    g.add_argument("--warmup-epochs", type=number(int, 0), help="over which the learning rate rises, step by step from 0, to what the schedule says (default 0, 5 of 90 for imagenet)")
     g.add_argument("--weight-decay", type=number(float, 0), default=1e-4, help="on every trained parameter (default 0.0001)")
     several(g, "seed", type=number(int, 0, 2**32 - 1), default=0, help="of the weights, BatchNorm, data order and augmentation (default 0)")
     g = p.add_argument_group("machine")
     g.add_argument("--device", default="auto", help="cpu, cuda, cuda:1, mps, … (default: cuda where there is one, else cpu)")
     g.add_argument("--sync-bn", action="store_true", help="under torchrun, BatchNorm statistics of the whole batch and not of each process's share (CUDA)")
     g.add_argument("--precision", choices=["fp32", "bf16"], help="default bf16 where the hardware has it, else fp32")
-    g.add_argument("--compile", action="store_true", help="compile the repeated blocks and, on CUDA, capture the step as a graph: another rounding, so another run")
+    g.add_argument("--compile", action="store_true", help="compile the repeated blocks: another rounding, so another run")
+    g.add_argument("--graph", action="store_true", help="on one GPU, capture the training step as a CUDA graph, which saves the launching of its kernels; another run")
     g.add_argument("--workers", type=number(int, 1, 256), default=os.cpu_count(), help="threads that decode images (default: one per core)")
     g = p.add_argument_group("records")
     g.add_argument("--results", default="results", metavar="FOLDER", help="default results")
@@ -673,7 +708,10 @@ def resolve(args) -> None:
     args.epochs = args.epochs or (1 if args.train == "none" else 90 if imagenet else 160)
     args.batch_size = args.batch_size or (1024 if imagenet else 128)
     args.lr = args.lr or (0.001 if args.optimizer == "adam" else 0.4 if imagenet else 0.1)
-    args.warmup_epochs = (5 if imagenet else 0) if args.warmup_epochs is None else args.warmup_epochs
+    if args.warmup_epochs is None:
+        args.warmup_epochs = math.ceil(args.epochs * 5 / 90) if imagenet else 0
+    if args.warmup_epochs > args.epochs:
+        raise UserError(f"--warmup-epochs {args.warmup_epochs}: the run has {args.epochs} epochs: give as many or fewer")
     args.augment = args.augment or ("crop+flip" if args.dataset in AUGMENTED else "none")
     if args.dataset == "imagefolder" and not args.data:
         raise UserError("--dataset imagefolder needs --data FOLDER, with images in FOLDER/train/CLASS/ and FOLDER/test/CLASS/")
@@ -684,13 +722,18 @@ def resolve(args) -> None:
         if args.device == torch.device("cuda") and parallel.started():
             args.device = torch.device("cuda", parallel.local_rank())
         torch.zeros(1, device=args.device).tolist()
+        if args.device.type == "cuda" and args.device.index is not None:
+            torch.cuda.set_device(args.device)  # NCCL's broadcasts of objects, streams and graphs take the current one
     except Exception:  # PyTorch raises a different kind for each device that is not there
         there = ["cpu", *(f"cuda:{i}" for i in range(torch.cuda.device_count())), *["mps"] * torch.backends.mps.is_available()]
         raise UserError(f"--device {args.device} cannot be used: this machine has {', '.join(there)}") from None
     if args.sync_bn and (args.device.type != "cuda" or not parallel.started()):
         raise UserError("--sync-bn is for one run on several GPUs: torchrun --nproc-per-node=8 exp_bn_only.py --sync-bn …")
-    if args.compile:
-        args.own = args.own | {"compile": True}
+    if args.graph and args.device.type != "cuda":
+        raise UserError("--graph captures the step of one process on one GPU as a CUDA graph: leave it out here")
+    for flag in ("compile", "graph"):
+        if getattr(args, flag):
+            args.own = args.own | {flag: True}
     if args.tensorboard and not importlib.util.find_spec("tensorboard"):
         raise UserError("--tensorboard needs TensorBoard: pip install tensorboard")
     if args.precision == "bf16" and not has_bf16(args.device):
@@ -703,6 +746,8 @@ def spread(args) -> None:
     processes = parallel.processes()
     if args.batch_size < 2 * processes:
         raise UserError(f"--batch-size {args.batch_size} for {processes} processes: each needs two samples: give {2 * processes} or more")
+    if args.graph:
+        raise UserError("--graph captures the step of one process on one GPU as a CUDA graph: leave it out here")
     args.own = args.own | {"processes": processes, "sync_bn": args.sync_bn}
     args.quiet = args.quiet or not parallel.first()
 
@@ -743,7 +788,6 @@ def main(run, parser: Parser, argv: list[str] | None) -> int:
         args = parser.parse_args(argv)
         args.script = Path(run.__code__.co_filename).name
         args.experiment = Path(args.script).stem.removeprefix("exp_")
-        parallel.warn_if_busy()
         args.command, args.started = sys.argv[1:] if argv is None else argv, time.monotonic()
         if parser.lists:  # a grid resolves each of its runs; under torchrun every process makes runs of its own
             return run(args)

@@ -23,8 +23,8 @@ import torch.nn.functional as F
 from filelock import FileLock
 from tqdm import tqdm
 
-from parallel import first_goes_first, processes, share
-from records import UserError, dataset_name, replacing
+from parallel import first, first_goes_first, processes, share
+from records import UserError, dataset_name, replacing, warn
 
 # ---------------------------------------------------------------------------------------------------------------- seeds
 # Four independent streams derive from one seed, all drawn on the CPU: seed 3 gives the same frozen features whichever
@@ -208,8 +208,8 @@ def load_torchvision(dataset: str, root: Path):
 
 
 def load_folder(root: Path, image_size: int | None, workers: int, quiet: bool):
-    """`root`/train/CLASS/* and `root`/test/CLASS/* (or val/): decoded once, then read from a cache that knows the files' sizes and dates."""
-    files, classes = list_folder(root)
+    """The images of `list_folder`: decoded once, then read from a cache that knows the files' sizes and dates."""
+    files, labels, classes = list_folder(root)
     key = hashlib.sha256(json.dumps([files, image_size]).encode()).hexdigest()
     beside = root / f".decoded-{image_size or 'native'}.npz"
     own = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache", "train-bn-only", re.sub(r"\W+", "-", str(beside.resolve())) + ".npz")
@@ -217,58 +217,92 @@ def load_folder(root: Path, image_size: int | None, workers: int, quiet: bool):
         try:
             with np.load(cache) as stored:
                 if str(stored["key"]) == key:
-                    return ({split: stored[split] for split in files}, {split: stored[f"{split}_labels"] for split in files}, classes)
+                    return {split: stored[split] for split in files}, labels, classes
         except Exception:  # absent, or damaged in one of the many ways that a zip archive can be
             continue
     paths = [root / path for split in files for path, _, _ in files[split]]
     images = dict(zip(files, np.split(decode(paths, image_size, workers, quiet), np.cumsum([len(f) for f in files.values()])[:-1])))
-    labels = {split: np.array([classes.index(path.split("/")[1]) for path, _, _ in files[split]], np.int64) for split in files}
     for cache in (beside, own):
         try:
             cache.parent.mkdir(parents=True, exist_ok=True)
             with replacing(cache) as stream:
-                np.savez(stream, key=key, **images, **{f"{split}_labels": x for split, x in labels.items()})
+                np.savez(stream, key=key, **images)
             break
         except OSError:  # read-only or full: the next place, or no cache
             continue
     return images, labels, classes
 
 
-def list_folder(root: Path) -> tuple[dict[str, list], list[str]]:
-    """Path below `root`, bytes and modification time of every file that is not hidden, for each split; and the classes."""
-    found = {"train": "train", "test": next((s for s in ("test", "val") if (root / s).is_dir()), None)}
-    if not (root / "train").is_dir():
-        raise UserError(f"{root} has no folder train/: images belong in {root}/train/CLASS/ and {root}/test/CLASS/ or {root}/val/CLASS/")
-    files, classes = {}, {}
-    for split, folder in found.items():
-        if not folder:
-            continue
-        classes[split] = sorted(e.name for e in os.scandir(root / folder) if e.is_dir() and not e.name.startswith("."))
-        files[split] = []
-        for name in classes[split]:
-            listed = sorted(walk(os.path.join(root, folder, name), len(str(root)) + 1))
+def list_folder(root: Path) -> tuple[dict[str, list], dict[str, np.ndarray], list[str]]:
+    """For each split the images' paths below `root`, with bytes and modification time, and their labels; and the classes.
+
+    `root` holds train/CLASS/ and test/CLASS/ (or val/), or train/CLASS/ alone, or, as torchvision's ImageFolder has it, CLASS/."""
+    files, labels, classes, no_images = {}, {}, {}, []
+    for split, folder in find_splits(root).items():
+        classes[split] = class_folders(folder)
+        files[split], numbers = [], []
+        for number, name in enumerate(classes[split]):
+            listed = sorted(walk(os.path.join(folder, name), len(str(root)) + 1, no_images))
             if not listed:
-                raise UserError(f"the class folder {root / folder / name} holds no image: put one in, or remove the folder")
+                raise UserError(f"the class folder {folder / name} holds no image: put one in, or remove the folder")
             files[split] += listed
+            numbers += [number] * len(listed)
+        labels[split] = np.array(numbers, np.int64)
     if not classes["train"]:
         raise UserError(f"{root}/train holds no class folder: images belong in {root}/train/CLASS/")
     if odd := sorted(set(classes["train"]) ^ set(classes.get("test", classes["train"]))):
-        raise UserError(f"{root}: train/ and {found['test']}/ must have the same classes, and only one of them has {', '.join(odd[:5])}")
-    return files, classes["train"]
+        raise UserError(f"{root}: training and test images must have the same classes, and only one of them has {', '.join(odd[:5])}")
+    if no_images and first():
+        others = f" and {len(no_images) - 1:,} others" * (len(no_images) > 1)
+        warn(f"{no_images[0]}{others}, which {'are' if others else 'is'} no image, left out")
+    return files, labels, classes["train"]
 
 
-def walk(folder: str, skip: int):
-    """Path, without its first `skip` characters, bytes and modification time of every file in and below `folder` that is not hidden."""
+def find_splits(root: Path) -> dict[str, Path]:
+    """The folders of the training and, where there is one, of the test images, in which the folders of the classes are."""
+    if (root / "train").is_dir():
+        tests = [root / name for name in ("test", "val") if (root / name).is_dir()]
+        return {"train": root / "train"} | ({"test": tests[0]} if tests else {})
+    folders = class_folders(root) if root.is_dir() else []
+    if inside := [name for name in folders if (root / name / "train").is_dir()]:
+        raise UserError(f"{root} has no folder train/, but {root / inside[0]} has: name that with --data")
+    if not folders or {"test", "val"} & set(folders):
+        raise UserError(f"{root} has no folder train/: images belong in {root}/train/CLASS/ and {root}/test/CLASS/ or {root}/val/CLASS/, "
+                        f"or all in {root}/CLASS/, of which a fifth is then the test")
+    return {"train": root}
+
+
+def class_folders(folder: Path) -> list[str]:
+    return sorted(entry.name for entry in os.scandir(folder) if entry.is_dir() and not entry.name.startswith("."))
+
+
+def walk(folder: str, skip: int, no_images: list[str]):
+    """Path, without its first `skip` characters, bytes and modification time of every image in and below `folder` that is not hidden. What is
+    no image goes to `no_images`."""
     for entry in os.scandir(folder):
         if entry.name.startswith(".") or entry.name == "Thumbs.db":
             continue
         if entry.is_dir():
-            yield from walk(entry.path, skip)
+            yield from walk(entry.path, skip, no_images)
         elif not entry.is_file():
             raise UserError(f"{entry.path} is no file that can be read: remove it, or give an image in its place")
+        elif not is_image(entry.path):
+            no_images.append(entry.path)
         else:
             status = entry.stat()
             yield entry.path[skip:].replace(os.sep, "/"), status.st_size, status.st_mtime_ns
+
+
+def is_image(path: str) -> bool:
+    """Whether a file is an image by its name, and must then be one that can be read, or by its content."""
+    if path.lower().endswith((".jpg", ".jpeg", ".png", ".ppm", ".pgm", ".bmp", ".tif", ".tiff", ".webp", ".gif")):
+        return True
+    from PIL import Image
+    try:
+        with Image.open(path):
+            return True
+    except Exception:  # Pillow's plugins raise a dozen kinds
+        return False
 
 
 def read_image(path: Path):
@@ -306,7 +340,7 @@ def decode(paths: list[Path], image_size: int | None, workers: int, quiet: bool)
                     images = np.empty((len(paths), *image.shape), np.uint8)
                 if image.shape != images.shape[1:]:
                     (height, width), (h, w) = images.shape[1:3], image.shape[:2]
-                    raise UserError(f"the images differ in size ({paths[0]}: {width}x{height}, {paths[i]}: {w}x{h} pixels): add --image-size {min(height, width)}")
+                    raise UserError(f"the images differ in size ({paths[0]}: {width}x{height}, {paths[i]}: {w}x{h} pixels): add --image-size 32, or 224 for networks of ImageNet's size")
                 images[i] = image
     finally:
         pool.shutdown(cancel_futures=True)
@@ -318,7 +352,7 @@ def decode(paths: list[Path], image_size: int | None, workers: int, quiet: bool)
 class Streamed(Data):
     """Images that are decoded as they are needed, by worker processes: `images[split]` are paths (N,), as a NumPy array of text.
 
-    Training: torchvision's random resized crop and flip, drawn for each image from (seed, epoch, image), whatever the number of workers. Test: the
+    Training: torchvision's random resized crop (of open_lth's scale and ratio) and flip, drawn for each image from (seed, epoch, image), whatever the number of workers. Test: the
     centre of the image scaled to 256/224 of the size. Normalised with ImageNet's mean and deviation."""
 
     def __init__(self, name, classes, images, labels, image_size: int, workers: int, device):
@@ -329,7 +363,7 @@ class Streamed(Data):
     def size(self):
         return self.image_size, self.image_size, 3
 
-    @property
+    @cached_property
     def mean_std(self):
         return tuple(255 * torch.tensor(values, device=self.device) for values in ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225)))
 
@@ -340,7 +374,7 @@ class Streamed(Data):
 
     def training_batches(self, seed, epoch, batch_size, augment):
         from torchvision.transforms import v2
-        transform = [v2.RandomResizedCrop(self.image_size) if "crop" in augment else v2.Resize((self.image_size, self.image_size))]
+        transform = [v2.RandomResizedCrop(self.image_size, scale=(0.1, 1), ratio=(0.8, 1.25)) if "crop" in augment else v2.Resize((self.image_size, self.image_size))]
         transform += [v2.RandomHorizontalFlip()] * ("flip" in augment) + [v2.ColorJitter(brightness=0.2)] * ("brightness" in augment)
         order = torch.randperm(len(self.labels["train"]), generator=generator(seed, "order", epoch))
         return self.stream("train", list(map(share, split_batches(order, batch_size))), v2.Compose(transform), (seed, epoch))

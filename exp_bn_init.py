@@ -11,10 +11,10 @@ frankle: Frankle, Schwab, Morcos, ICLR 2021, arXiv:2003.00152, appendix: γ and 
 import hashlib
 import sys
 
+import common  # before torch, which reads what it sets
+
 import torch
 from torch import nn
-
-import common
 
 BASELINE = {"bn_weight": 1.0, "c": 1.0, "input_norm": "dataset"}
 CIFAR10 = (0.4916, 0.4823, 0.4467), (0.2472, 0.2437, 0.2618)  # the authors' mean and standard deviation

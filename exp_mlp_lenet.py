@@ -15,11 +15,11 @@ from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 
+import common  # before torch, which reads what it sets
+
 import numpy as np
 import torch
 from torch import nn
-
-import common
 
 PRESETS = {"lenet-300-100": [300, 100]}
 ACTIVATIONS = {"relu": nn.ReLU, "tanh": nn.Tanh, "gelu": nn.GELU}

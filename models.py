@@ -13,6 +13,7 @@ from torch import nn
 from torch.nn.utils import parametrize
 
 from data import Data, generator
+from parallel import set_threads
 from records import UserError
 
 # --------------------------------------------------------------------------------------------------------------- models
@@ -110,6 +111,7 @@ def build_model(args, data: Data) -> nn.Module:
     """The network that `args` names, for `data`, at the random start of its seed, on the device."""
     if args.arch == "vgg" and min(data.size[:2]) < 16:  # it halves them four times
         raise UserError(f"--arch vgg needs 16x16 pixels, and the images have {data.size[1]}x{data.size[0]}: add --image-size 16 or more")
+    set_threads(data.size)  # before the first number: factorisations round differently on several threads
     model = args.build(args, data.size, len(data.classes))
     initialise(model, args.seed, args.gamma_init, args.beta_init, args.weight_init)
     model.seed = args.seed  # which `freeze` draws random entries from
@@ -226,17 +228,39 @@ def freeze(model: nn.Module, train: str) -> None:
             take_random_entries(model, part.removeprefix("random:"))
 
 
+class PutEntries(torch.autograd.Function):
+    """`weight` (channels, entries) with `values` (channels, k) at `index`, whatever stood there. Each entry has one source, so that both directions only
+    gather: in deterministic mode a scatter on CUDA sorts."""
+
+    @staticmethod
+    def forward(weight, values, index, source):
+        return torch.cat([weight, values], 1).gather(1, source)
+
+    @staticmethod
+    def setup_context(ctx, inputs, output):
+        ctx.save_for_backward(inputs[2])
+
+    @staticmethod
+    def backward(ctx, gradient):
+        return None, gradient.gather(1, ctx.saved_tensors[0]), None, None
+
+
 class RandomEntries(nn.Module):
     """Parametrises a frozen weight: `values` (channels, k) stand in it at `index` (channels, k), whatever stood there, and are all that the optimizer
     sees, so that weight decay and momentum concern exactly these."""
 
     def __init__(self, weight: torch.Tensor, index: torch.Tensor):
         super().__init__()
+        weight = weight.detach().flatten(1)
+        channels, entries = weight.shape
+        source = torch.arange(entries, device=index.device).repeat(channels, 1)  # each entry from itself, or from behind the last: a value
+        source.scatter_(1, index, torch.arange(entries, entries + index.shape[1], device=index.device).expand_as(index))
         self.register_buffer("index", index, persistent=False)
-        self.values = nn.Parameter(weight.detach().flatten(1).gather(1, index))
+        self.register_buffer("source", source, persistent=False)
+        self.values = nn.Parameter(weight.gather(1, index))
 
     def forward(self, weight: torch.Tensor) -> torch.Tensor:
-        return weight.flatten(1).scatter(1, self.index, self.values).view_as(weight)
+        return PutEntries.apply(weight.flatten(1), self.values, self.index, self.source).view_as(weight)
 
 
 def take_random_entries(model: nn.Module, per_channel: str) -> None:
@@ -265,9 +289,16 @@ def frozen_in(dtype: torch.dtype, model: nn.Module):
             parameter.data = exact
 
 
+COMPILED_KINDS = 64  # of a block, in one run: three stages, strides, dtypes, batch sizes
+
+
 def compile_blocks(model: nn.Module) -> None:
-    """Compiles the blocks that a ResNet repeats, each kind once: the whole of a ResNet-866 would take many minutes. Other networks are compiled as a whole."""
-    torch._dynamo.config.recompile_limit = max(64, torch._dynamo.config.recompile_limit)  # one budget for all: three stages, strides, dtypes, batch sizes
+    """Compiles the blocks that a ResNet repeats, each kind once: the whole of a ResNet-866 would take many minutes. Other networks are compiled as a whole.
+
+    Where more kinds are needed than the budget has (with random:K every block is one of its own), PyTorch would go on without compiling:
+    here it stops, so that a record that says `compile` is of compiled blocks."""
+    torch._dynamo.config.recompile_limit = COMPILED_KINDS
+    torch._dynamo.config.fail_on_recompile_limit_hit = True
     for block in [m for m in model.modules() if isinstance(m, Block) or type(m).__name__ in ("BasicBlock", "Bottleneck")] or [model]:
         block.compile(dynamic=False)
 

@@ -5,14 +5,14 @@ of it: there every process makes runs of its own. The experiments use this throu
 from __future__ import annotations
 
 import gc
+import math
 import os
 from contextlib import contextmanager
+from datetime import timedelta
 
 import torch
 import torch.distributed as dist
 from torch import nn
-
-from records import warn
 
 
 def started() -> bool:
@@ -20,17 +20,29 @@ def started() -> bool:
     return int(os.environ.get("WORLD_SIZE", 1)) > 1
 
 
+def rank_zero() -> bool:
+    """Whether this process is the first that torchrun started, or the only one, though they may make runs of their own."""
+    return int(os.environ.get("RANK", 0)) == 0
+
+
 def local_rank() -> int:
     """This process's number on its machine, which is that of its GPU."""
     return int(os.environ.get("LOCAL_RANK", 0))
 
 
-def warn_if_busy() -> None:
-    """OpenMP's threads spin while they wait for each other: where another process has one of their cores, an epoch of digits took fifty times as long
-    with two threads as with one. Not to spin would cost a quiet machine more than half of its speed."""
-    cores = os.cpu_count()
-    if torch.get_num_threads() > 1 and not torch.cuda.is_available() and hasattr(os, "getloadavg") and os.getloadavg()[0] > cores:
-        warn(f"other processes keep the {cores} cores busy, and threads that wait for each other then take many times as long: set OMP_NUM_THREADS=1")
+ALL_THREADS = torch.get_num_threads()
+SMALL = 8 * 8 * 3  # values of an image, up to which a second thread gains little (README, "A busy machine")
+
+
+def threads_for(size: tuple[int, ...]) -> int:
+    """Of a run on a CPU whose images have this `size`: one where they are small, else PyTorch's default."""
+    return 1 if math.prod(size) <= SMALL else ALL_THREADS
+
+
+def set_threads(size: tuple[int, ...]) -> None:
+    """Sets them, unless OMP_NUM_THREADS has."""
+    if "OMP_NUM_THREADS" not in os.environ:
+        torch.set_num_threads(threads_for(size))
 
 
 def processes() -> int:
@@ -59,7 +71,9 @@ def alone():
 @contextmanager
 def together(device: torch.device):
     """Joins the processes of a run, by nccl on CUDA and gloo elsewhere."""
-    dist.init_process_group("nccl" if device.type == "cuda" else "gloo", device_id=device if device.type == "cuda" else None)
+    # A day, not NCCL's ten minutes: the others wait in a collective while the first downloads, decodes or evaluates. torchrun
+    # stops all of them when one dies.
+    dist.init_process_group("nccl" if device.type == "cuda" else "gloo", timeout=timedelta(days=1), device_id=device if device.type == "cuda" else None)
     try:
         yield
     finally:

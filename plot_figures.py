@@ -3,12 +3,9 @@
 Okabe and Ito's palette, which colour-blind readers tell apart; markers and dashes do so in gray."""
 from __future__ import annotations
 
-from functools import cache
-from pathlib import Path
-
 import pandas as pd
 
-from plot_tables import TRAIN, Mean, beside, by_start, published, random_sweep, rank, recipes, usual_start
+from plot_tables import TRAIN, Mean, by_start, published, random_sweep, rank, recipes, usual_start
 
 STYLE = dict(zip(TRAIN, (("#000000", "o", "-"), ("#56B4E9", "v", "-"), ("#E69F00", "s", "-"), ("#882255", "P", "-"), ("#D55E00", "D", "-"),
                          ("#CC79A7", "^", "--"), ("#009E73", "<", "--"), ("#999933", "h", ":"), ("#0072B2", "X", ":"), ("#888888", "*", ":"))))
@@ -134,11 +131,6 @@ def figure_accuracy_parameters(runs):
     return figure
 
 
-@cache
-def curve(path: Path) -> pd.Series:
-    return pd.read_csv(path, usecols=["epoch", "test_acc"]).set_index("epoch").test_acc
-
-
 def figure_learning_curves(runs):
     """Test accuracy epoch by epoch, of the deepest network."""
     name, group = deepest(runs, "bn")
@@ -147,7 +139,7 @@ def figure_learning_curves(runs):
     figure, (axis,) = panel(name, "epoch", "test accuracy (%)")
     for train in sorted(set(group.train) - {"none"}, key=rank):
         here = group[group.train == train]
-        curves = pd.concat([curve(path) for path in here.path], axis=1)
+        curves = pd.concat([record.epochs.set_index("epoch").test_acc for record in here.record], axis=1)
         draw_line(axis, curves.index, Mean.of_rows(curves), f"{train} ({seeds(here)})", **style(train) | {"marker": ""})
     axis.set(ylim=(0, 100))
     legend_below(axis)
@@ -157,7 +149,7 @@ def figure_learning_curves(runs):
 def learned(runs: pd.DataFrame):
     """Title and runs of the deepest network of which γ and β alone and everything were trained, and what they learned: tables by --train. Three None where there is none."""
     name, group = deepest(runs, "bn", "all")
-    tables = {} if group is None else {train: [t for path in same.path if (t := beside(path, "bn")) is not None] for train, same in group.groupby("train")}
+    tables = {} if group is None else {train: [t for record in same.record if (t := record.table("channels")) is not None] for train, same in group.groupby("train")}
     return (name, group, tables) if tables.get("bn") and tables.get("all") else (None, None, None)
 
 
@@ -203,7 +195,7 @@ def figure_pruning(runs):
         return None
     figure, (axis,) = panel(name, "threshold on |γ| (0: as trained)", "test accuracy (%)")
     for train in sorted(set(group.train) & {"bn", "all", "bn+output", "gamma"}, key=rank):
-        tables = [table.set_index("threshold").test_acc for path in group[group.train == train].path if (table := beside(path, "prune")) is not None]
+        tables = [table.set_index("threshold").test_acc for record in group[group.train == train].record if (table := record.table("pruning")) is not None]
         if tables:
             accuracies = pd.concat(tables, axis=1)
             draw_line(axis, range(len(accuracies)), Mean.of_rows(accuracies), f"{train} ({seeds(group[group.train == train])})", **style(train))

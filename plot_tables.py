@@ -1,58 +1,27 @@
-"""What plots.py reads, runs and measurements, and the tables it makes of them; among these a verdict on each claim.
+"""The tables that plots.py makes of runs and measurements; among these a verdict on each claim.
 
 Averages are over seeds and nothing else; a difference is that of runs with the same seed, with the 95 % interval of Student's t."""
 from __future__ import annotations
 
 import math
-import sys
-import zlib
-from functools import cache
 from pathlib import Path
 from typing import NamedTuple
 
 import pandas as pd
 from scipy import stats
 
-from records import Damaged, printable, read_rows
+from plot_runs import OWN
 
-MEASURED = ("run seed params_total params_trained epoch train_loss train_acc val_loss val_acc test_loss test_acc test_top5 seconds device threads torch commit status path hours").split()
+MEASURED = ("run seed params_total params_trained epoch train_loss train_acc val_loss val_acc test_loss test_acc test_top5 seconds device threads torch commit status record hours").split()
 USUAL = {"subset": "all", "val_fraction": 0, "gamma_init": "uniform", "beta_init": "zeros", "weight_init": "he_normal", "batch_size": 128, "optimizer": "sgd",
          "lr": 0.1, "momentum": 0.9, "weight_decay": 1e-4, "schedule": "step", "warmup_epochs": 0, "experiment": ""}  # what a title need not say
 OURS = ("bn_only", "random_params", "depth_width", "bn_init")  # where equal settings are equal runs, whichever of the scripts made them
 APART = ("bn_init", "mlp_lenet", "mlp_lenet_tune")  # experiments that have tables of their own
-OWN = ("bn_weight", "c", "input_norm", "bn", "activation", "hidden", "target")  # settings that only one experiment's records have
 TRAIN = ("all", "all-bn", "bn+output", "bn+shortcut", "bn", "gamma", "beta", "shortcut", "output", "none")
 PAPERS = Path(__file__).with_name("published.csv")
 
 
 # ------------------------------------------------------------------------------------------------------------------ runs
-
-def read_runs(results: Path) -> pd.DataFrame:
-    """A row per finished run: its settings, its last epoch (for Davis & Frank's method the first of the best validation accuracy), its file and how long it took.
-    Runs that are broken, unfinished or diverged are named on stderr, and left out."""
-    rows = []
-    for path in sorted(results.glob("*/*.csv")):
-        if path.parent.name == "bench":
-            continue
-        try:
-            read_rows(path)
-            epochs = pd.read_csv(path, dtype={"subset": str, "image_size": str, "commit": str, "hidden": str, "torch": str})
-            last = epochs.iloc[-1] if len(epochs) else None
-            why = ("unfinished, no epoch" if last is None else "diverged" if last.status == "diverged"
-                   else f"unfinished, {last.epoch} of {last.epochs} epochs" if last.epoch < last.epochs else "")
-        except (Damaged, ValueError, OSError) as error:
-            why = f"it cannot be used: {error}"
-        if why:
-            leave_out(path, why)
-        else:
-            rows.append((epochs.loc[epochs.val_acc.idxmax()] if "bn_weight" in epochs else last).to_dict() | {"path": path, "hours": epochs.seconds.sum() / 3600})
-    runs = pd.DataFrame(rows, columns=None if rows else ["dataset"])
-    return runs.reindex(columns=[*runs.columns, *(column for column in OWN if column not in runs)]) if rows else runs
-
-
-def leave_out(path: Path, why) -> None:
-    print(printable(f"left out: {path}: {why}"), file=sys.stderr)
-
 
 def distinct(runs: pd.DataFrame) -> pd.DataFrame:
     """Each run once, whichever of this collection's scripts made it."""
@@ -60,32 +29,6 @@ def distinct(runs: pd.DataFrame) -> pd.DataFrame:
         return runs
     ours = runs.experiment.isin(OURS) & runs.bn_weight.isna()
     return runs.assign(experiment=runs.experiment.mask(ours, "")).drop_duplicates([column for column in runs.columns if column not in MEASURED or column == "seed"])
-
-
-def read_bench(results: Path) -> pd.DataFrame:
-    """What bench.py measured, all of it."""
-    tables = [pd.DataFrame()]
-    for path in sorted(results.glob("bench/*.csv")):
-        try:
-            tables.append(pd.read_csv(path))
-        except (ValueError, OSError) as error:
-            leave_out(path, error)
-    return pd.concat(tables)
-
-
-def beside(run: Path, kind: str) -> pd.DataFrame | None:
-    """The table `kind` of a run, bn or prune, where it is there and whole."""
-    return read_beside(run.with_suffix(f".{kind}.csv.gz"))
-
-
-@cache
-def read_beside(path: Path) -> pd.DataFrame | None:
-    try:
-        return pd.read_csv(path)
-    except FileNotFoundError:  # not every run's was kept
-        return None
-    except (ValueError, EOFError, OSError, zlib.error) as error:
-        leave_out(path, f"it cannot be read ({error})")
 
 
 def recipes(runs: pd.DataFrame, *varied: str):
@@ -346,7 +289,7 @@ def by_start(group: pd.DataFrame):
 def table_made(runs):
     """What was run, by which script, on what, and in how long: the sum over runs, several of which may have been made at once."""
     keys = ["experiment", "dataset", "arch", "epochs", "device", "threads", "torch"]
-    yield Table("results/", [dict(zip(keys, setting)) | {"runs": len(same), "depths": ", ".join(map(str, sorted(same.depth.unique()))), "widths": ", ".join(map(str, sorted(same.width.unique()))),
+    yield Table("all runs", [dict(zip(keys, setting)) | {"runs": len(same), "depths": ", ".join(map(str, sorted(same.depth.unique()))), "widths": ", ".join(map(str, sorted(same.width.unique()))),
                                                          "trained": ", ".join(sorted(same.train.unique(), key=rank)), "hours": f"{same.hours.sum():.2f}"} for setting, same in runs.groupby(keys)])
 
 
@@ -354,7 +297,7 @@ def table_speed(bench):
     """The training loop's speed, by bench.py: a plain loop made ours part by part, where a step of ours spends its time, and several processes at once."""
     for (device, threads, *_, train, size, batch), here in bench.groupby(["device", "threads", "arch", "depth", "width", "train", "image_size", "batch_size"]):
         name = f"{device}, {network_name(here.iloc[0])}, {train}, {size}x{size} pixels, batches of {batch}"
-        grid = here[here.variant == "grid"]
+        grid, busy = here[here.variant == "grid"], here[here.variant.str.startswith("beside ")]
         loops, steps, starts = (here[here[column].notna()] for column in ("limit_s", "share_of_step", "start_s"))
         if len(loops):
             yield Table(f"{name}, {threads} threads", [{"": row.variant, "images/s, training": f"{row.train_images_per_s:,.0f}", "images/s, test": f"{row.test_images_per_s:,.0f}", "epoch (s)": f"{row.epoch_s:.1f}",
@@ -364,6 +307,8 @@ def table_speed(bench):
         if len(grid):
             yield Table(f"{name}: processes at once", [{"processes": row.processes, "threads each": int(row.threads_each), "images/s, training, together": f"{row.train_images_per_s:,.0f}", "× one process": f"{row.speedup:.2f}"}
                         for row in grid.itertuples()])
+        if len(busy):
+            yield Table(f"{name}: on a busy machine, {int(busy.threads_each.iloc[0])} threads", [{"": row.variant, "epoch (s)": f"{row.epoch_s:.1f}", "× its quiet time": f"{1 / row.speedup:.2f}"} for row in busy.itertuples()])
 
 
 def table_davis_frank(runs):
@@ -516,17 +461,17 @@ def alone(runs: pd.DataFrame | None, value) -> Difference | None:
 
 
 def share_of_small_gammas(run) -> float:
-    learned = beside(run.path, "bn")
+    learned = run.record.table("channels")
     return math.nan if learned is None else 100 * (learned.gamma.abs() < 0.01).mean()
 
 
 def distance(run, which: str) -> float:
-    learned = beside(run.path, "bn")
+    learned = run.record.table("channels")
     return math.nan if learned is None else (learned[which] - learned[f"{which}_init"]).abs().mean()
 
 
 def change_by_pruning(run) -> float:
-    pruned = beside(run.path, "prune")
+    pruned = run.record.table("pruning")
     return math.nan if pruned is None else pruned.test_acc[pruned.threshold == 0.01].iloc[0] - pruned.test_acc.iloc[0]
 
 

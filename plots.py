@@ -3,6 +3,8 @@
     python plots.py                                       # tables/ and figures/ of everything in results/
     python plots.py --only claims accuracy_depth          # these alone
     python plots.py --dataset digits --results elsewhere --out /some/folder --format md png
+    python plots.py --with evidence                       # your runs beside those that came with the project
+    python plots.py --results evidence --out evidence     # makes what is committed
 
 A table is written as Markdown, LaTeX (booktabs) and, in full precision, CSV; a figure, one for each data set, as PNG and PDF.
 Averages are over seeds and nothing else; a difference is that of runs with the same seed, with the 95 % interval of Student's t.
@@ -13,10 +15,13 @@ import argparse
 import sys
 from pathlib import Path
 
+import startup  # noqa: F401, Ctrl-C during imports is one line
+
 import pandas as pd
 
 from plot_figures import FIGURES
-from plot_tables import TABLES, Difference, Mean, Table, distinct, read_bench, read_runs
+from plot_runs import pack, read_bench, read_runs
+from plot_tables import TABLES, Difference, Mean, Table, distinct
 from records import cannot_write, file_name, printable
 
 # ---------------------------------------------------------------------------------------------------------- command line
@@ -73,20 +78,31 @@ def main(argv=None) -> int:
     p.add_argument("--only", nargs="+", choices=list(COMMANDS), metavar="NAME", help=f"of the tables ({', '.join(TABLES)}) and figures ({', '.join(FIGURES)})")
     p.add_argument("--dataset", help="of this data set alone")
     p.add_argument("--results", type=Path, default=Path("results"), metavar="FOLDER", help="default results")
+    p.add_argument("--with", type=Path, nargs="+", default=[], dest="others", metavar="FOLDER", help="read these, too, such as evidence; a run that several have is the first's")
+    p.add_argument("--pack", type=Path, metavar="FOLDER", help="write the runs as a few tidy tables to this folder, and nothing else")
     p.add_argument("--out", type=Path, default=Path("."), metavar="FOLDER", help="where tables/ and figures/ go (default here)")
     p.add_argument("--format", nargs="+", choices=["md", "tex", "csv", "png", "pdf"], default=["md", "tex", "csv", "png", "pdf"], help="default all")
     args = p.parse_args(argv)
+    folders = [args.results, *args.others]
     try:
-        if not args.results.is_dir():
-            print(printable(f"warning: {args.results} is no folder: --results names the one that holds the runs"), file=sys.stderr)
+        for folder in folders:
+            if not folder.is_dir():
+                print(printable(f"warning: {folder} is no folder: --results names the one that holds the runs"), file=sys.stderr)
     except OSError as error:  # no folder can have this name
-        p.error(f"--results {args.results}: {error.strerror}")
-    everything = read_runs(args.results)
+        p.error(f"--results {folder}: {error.strerror}")
+    try:
+        if args.pack:
+            for path in pack(folders, args.pack):
+                print(printable(str(path)))
+            return 0
+    except OSError as error:
+        return stopped(cannot_write(args.pack, error, "name a folder that can be written with --pack"))
+    everything = read_runs(*folders)
     if args.dataset:
         if args.dataset not in (names := sorted(everything.dataset.unique())):
             p.error(f"{args.results} has no finished run of the data set {args.dataset}: it has {', '.join(names) or 'none at all'}")
         everything = everything[everything.dataset == args.dataset]
-    runs, measured = distinct(everything), read_bench(args.results)
+    runs, measured = distinct(everything), read_bench(*folders)
     formats, no_formulas = set(args.format), runs.map(lambda value: value.replace("$", r"\$") if isinstance(value, str) else value)  # matplotlib would set them
     try:
         for name in args.only or COMMANDS:
@@ -102,10 +118,13 @@ def main(argv=None) -> int:
             if not tables and not figures:
                 print(f"{name}: not run yet: python {COMMANDS[name]}")
     except OSError as error:
-        stop = cannot_write(args.out, error, "name a folder that can be written with --out")
-        print(printable(f"error: {stop}"), file=sys.stderr)
-        return stop.exit_code
+        return stopped(cannot_write(args.out, error, "name a folder that can be written with --out"))
     return 0
+
+
+def stopped(error) -> int:
+    print(printable(f"error: {error}"), file=sys.stderr)
+    return error.exit_code
 
 
 def save(figure, path: Path, formats: set[str]) -> None:

@@ -14,11 +14,12 @@ import sys
 from dataclasses import dataclass
 from pathlib import Path
 
+import common  # before torch, which reads what it sets
+
 import numpy as np
 import torch
 from torch import nn
 
-import common
 from data import DATASETS, Data, Streamed, decode
 from models import is_shortcut, network
 from records import COLUMNS, Damaged, UserError, printable, read_checkpoint, taken_apart
@@ -104,6 +105,8 @@ def read_data(trained: Trained, dataset: str, folder: str | None, target: str | 
     if dataset not in DATASETS and load_data is common.load_data:
         raise UserError(f"--dataset {dataset}: {trained.path} was trained on images; a table is for networks of exp_mlp_lenet.py")
     size = trained.data.size
+    if dataset == "imagenet":
+        args.image_size = size[0]
     if len(size) < 3 or dataset == "imagenet":
         return load_data(args)
     try:

@@ -14,7 +14,7 @@ import os
 import re
 import subprocess
 import sys
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from functools import cache
 from pathlib import Path
 
@@ -228,7 +228,9 @@ class Run:
     def __enter__(self) -> Run:
         self.lock = FileLock(self.csv.with_name(f".{self.name}.lock"), timeout=0)
         folders = (self.csv.parent, self.checkpoint.parent)
+        folder, new = self.csv.parent, []
         try:
+            new = [folder for leaf in folders for folder in (leaf, *leaf.parents) if not folder.exists()]
             for folder in folders:
                 folder.mkdir(parents=True, exist_ok=True)
             folder = self.csv.parent
@@ -242,6 +244,9 @@ class Run:
         except OSError as error:
             if self.lock.is_locked:
                 self.__exit__()
+            for empty in new:  # the deepest first
+                with suppress(OSError):  # not made, or in use by now
+                    empty.rmdir()
             raise cannot_write(folder, error, "name folders that can be written with --results and --checkpoints") from None
         for folder in folders:
             for left_over in folder.glob(f".{self.name}.*.new"):
