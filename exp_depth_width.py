@@ -1,60 +1,90 @@
-"""Does a network learn more through γ and β when it is deeper, or when it is wider? Every depth at width 1, and every width at depth 14.
+"""Does a network learn more through γ and β when it is deeper, or when it is wider? Every depth at
+width 1, and every width at depth 14.
 
-Frankle, Schwab, Morcos, "Training BatchNorm and Only BatchNorm", ICLR 2021, arXiv:2003.00152, section 4: both help, and at equal numbers of
-BatchNorm parameters depth helps more. `--match-bn-params` pairs each width with the depth that has as many.
+Frankle, Schwab, Morcos, "Training BatchNorm and Only BatchNorm", ICLR 2021, arXiv:2003.00152,
+section 4: both help, and at equal numbers of BatchNorm parameters depth helps more.
+`--match-bn-params` pairs each width with the depth that has as many.
 
-    python exp_depth_width.py --dataset digits --depths 14 32 --widths 1 2 --epochs 20       # half a minute on one core
+    python exp_depth_width.py --dataset digits --depths 14 32 --widths 1 2 --epochs 20   # seconds
     python exp_depth_width.py --dataset digits --widths 3 5 --match-bn-params --seeds 0 1 2 3 4
-    python exp_depth_width.py --depths 14 32 56 110 218 434 866 --widths 1 2 4 8 16 32       # CIFAR-10, all of it
+    python exp_depth_width.py --depths 14 32 56 110 218 434 866 --widths 1 2 4 8 16 32   # CIFAR-10
 """
+
 import sys
+from dataclasses import dataclass
 
 import common
+from common import changed, flag
 
 SHALLOW = 14  # the depth at which widths are compared
 
 
+@dataclass
+class Settings(common.Settings):
+    lists = {"depth": [14, 32, 56, 110], "width": [1, 2, 4, 8], "train": ["bn"], "seed": [0]}
+
+    arch: str = changed("arch", "resnet", "the CIFAR ResNet of He et al.", choices=("resnet",))
+    grid: bool = flag(False, "every depth at every width", record="never")
+    match_bn_params: bool = flag(
+        False,
+        "each width above 1, at depth 14, against the depth of width 1 with as many BatchNorm "
+        "parameters; --depths has no part in it",
+        record="never",
+    )
+
+
 def run(args):
     data = common.load_data(args)
-    model = common.build_model(args, data)      # He-normal weights, γ ~ U[0, 1], β = 0
+    model = common.build_model(args, data)  # He-normal weights, γ ~ U[0, 1], β = 0
     common.freeze(model, args.train)
     return common.fit(model, data, args)
 
 
 def matched_depth(width):
-    """The deepest ResNet of width 1 with no more BatchNorm parameters than one of depth 14 and this width: 448n + 224 ≤ 1,120 width, depth 6n + 2."""
+    """The deepest ResNet of width 1 with no more BatchNorm parameters than one of depth 14 and this
+    width: 448n + 224 ≤ 1,120 width, depth 6n + 2."""
     return 6 * ((1120 * width - 224) // 448) + 2
 
 
-def compare(args):
+def shapes_of(args):
+    """The depths and widths that are compared."""
+    depths, widths = args.varied["depth"], args.varied["width"]
+    shapes = []
     if args.match_bn_params:
-        shapes = [shape for width in args.width if width > 1 for shape in ((SHALLOW, width), (matched_depth(width), 1))]
+        for width in widths:
+            if width > 1:
+                shapes += [(SHALLOW, width), (matched_depth(width), 1)]
     elif args.grid:
-        shapes = [(depth, width) for depth in args.depth for width in args.width]
+        for depth in depths:
+            shapes += [(depth, width) for width in widths]
     else:
-        shapes = [(depth, 1) for depth in args.depth] + [(SHALLOW, width) for width in args.width]
-    runs = [one for depth, width in dict.fromkeys(shapes) for one in common.grid(args, depth=[depth], width=[width], train=args.train, seed=args.seed)]
-    code = common.run_grid(runs, run)
+        shapes = [(depth, 1) for depth in depths] + [(SHALLOW, width) for width in widths]
+    return list(dict.fromkeys(shapes))
+
+
+def compare(args):
+    shapes, runs = shapes_of(args), []
+    for depth, width in shapes:
+        lists = {"depth": [depth], "width": [width]}
+        runs += common.grid(args, **lists, train=args.varied["train"], seed=args.varied["seed"])
+    code, outcomes = common.run_grid(runs, run)
     if not args.dry_run:
-        report(common.last_rows(runs), dict.fromkeys(shapes))
+        report(common.table_of(outcomes), shapes)
     return code
 
 
 def report(rows, shapes):
     print("\ntest accuracy in %, mean ± sample standard deviation (seeds)")
-    for train, here in rows.groupby("train"):
+    for train, of_train in rows.groupby("train"):
         for depth, width in shapes:
-            these = here[(here.depth == depth) & (here.width == width)]
-            trained = f"{these.params_trained.iloc[0]:,} trained" if len(these) else ""
-            print(f"  {train:<10} depth {depth:<5} width {width:<4} {common.mean_and_deviation(these.test_acc):<20} {trained}")
+            cell = of_train[(of_train.depth == depth) & (of_train.width == width)]
+            trained = f"{cell.params_trained.iloc[0]:,} trained" if len(cell) else ""
+            accuracy = common.mean_and_deviation(cell.test_acc)
+            print(f"  {train:<10} depth {depth:<5} width {width:<4} {accuracy:<20} {trained}")
 
 
 def main(argv=None):
-    parser = common.parser(__doc__, lists=("depth", "width", "train", "seed"), archs=("resnet",))
-    parser.add_argument("--grid", action="store_true", help="every depth at every width")
-    parser.add_argument("--match-bn-params", action="store_true", help="each width above 1, at depth 14, against the depth of width 1 with as many BatchNorm parameters; --depths has no part in it")
-    parser.set_defaults(depth=[14, 32, 56, 110], width=[1, 2, 4, 8])
-    return common.main(compare, parser, argv)
+    return common.main(compare, Settings, __doc__, argv)
 
 
 if __name__ == "__main__":

@@ -16,10 +16,21 @@ import pandas as pd
 
 from records import COLUMNS, Damaged, file_name, printable, read_rows, replacing
 
-BESIDE = {"channels": "bn", "pruning": "prune"}  # a packed table, and what a run calls its own: RUN.bn.csv.gz
+BESIDE = {
+    "channels": "bn",
+    "pruning": "prune",
+}  # a packed table, and what a run calls its own: RUN.bn.csv.gz
 TEXT = {column: str for column in ("subset", "image_size", "commit", "hidden", "torch")}
 AS_TEXT = {"dtype": str, "keep_default_na": False}
-OWN = ("bn_weight", "c", "input_norm", "bn", "activation", "hidden", "target")  # settings that only one experiment's records have
+OWN = (
+    "bn_weight",
+    "c",
+    "input_norm",
+    "bn",
+    "activation",
+    "hidden",
+    "target",
+)  # settings that only one experiment's records have
 UNREADABLE = (ValueError, EOFError, OSError, zlib.error)
 
 
@@ -28,6 +39,7 @@ def leave_out(path: Path, why) -> None:
 
 
 # -------------------------------------------------------------------------------------------------------- where runs are
+
 
 class FolderRun:
     """One run as its experiment wrote it: RUN.csv, and tables beside it where they were kept."""
@@ -70,7 +82,9 @@ class Pack:
             path = self.folder / f"{kind}.csv.gz"
             try:
                 table = pd.read_csv(path, low_memory=False, **options or {"dtype": TEXT})
-                if missing := [c for c in (COLUMNS if kind == "epochs" else COLUMNS[:2]) if c not in table]:
+                if missing := [
+                    c for c in (COLUMNS if kind == "epochs" else COLUMNS[:2]) if c not in table
+                ]:
                     raise ValueError(f"it lacks the columns {', '.join(missing[:5])}")
                 self.read[key] = dict(list(table.groupby(COLUMNS[:2], sort=False)))
             except FileNotFoundError:  # nothing of its kind was kept
@@ -111,6 +125,7 @@ def find_runs(folder: Path) -> list[FolderRun | PackedRun]:
 
 # ------------------------------------------------------------------------------------------------------ what is read of them
 
+
 def finished(runs: list[FolderRun | PackedRun], diverged: bool = False):
     """Those of `runs` that are whole and complete, `diverged` ones included where asked; the others are named on stderr."""
     for run in runs:
@@ -122,7 +137,11 @@ def finished(runs: list[FolderRun | PackedRun], diverged: bool = False):
             elif last.status == "diverged":
                 why = "" if diverged else "diverged"
             else:
-                why = f"unfinished, {last.epoch} of {last.epochs} epochs" if last.epoch < last.epochs else ""
+                why = (
+                    f"unfinished, {last.epoch} of {last.epochs} epochs"
+                    if last.epoch < last.epochs
+                    else ""
+                )
         except (Damaged, *UNREADABLE) as error:
             why = f"it cannot be used: {error}"
         if why:
@@ -153,7 +172,11 @@ def read_runs(*folders: Path) -> pd.DataFrame:
 def read_bench(*folders: Path, **options) -> pd.DataFrame:
     """What bench.py measured, all of it."""
     tables = [pd.DataFrame()]
-    for path in [path for folder in folders for path in [*sorted(folder.glob("bench/*.csv")), folder / "bench.csv"]]:
+    for path in [
+        path
+        for folder in folders
+        for path in [*sorted(folder.glob("bench/*.csv")), folder / "bench.csv"]
+    ]:
         try:
             tables.append(pd.read_csv(path, **options))
         except FileNotFoundError:
@@ -164,6 +187,7 @@ def read_bench(*folders: Path, **options) -> pd.DataFrame:
 
 
 # ---------------------------------------------------------------------------------------------------------------- packing
+
 
 def pack(folders: list[Path], out: Path) -> list[Path]:
     """Writes the finished and the diverged runs of `folders` to `out` as packed tables, and returns these. A run that two folders

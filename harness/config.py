@@ -1,0 +1,606 @@
+"""Settings: a typed dataclass that all experiments share and each may extend, and the command line
+that is made of it. A flag, its default, its help, its check and its place in the records stand in
+one place.
+
+    @dataclass
+    class Settings(common.Settings):
+        dropout: float = flag(0.0, "of the activations", check=number(float, 0, 1))
+        epochs: int | None = changed("epochs", 40)       # another default
+        width: int = 1                                   # no flag: it has no part in this experiment
+        lists = {"depth": [14, 32], "seed": [0]}         # a grid: these flags take several values
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import hashlib
+import importlib.util
+import json
+import math
+import os
+import shlex
+import signal
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import cache, partial
+from pathlib import Path
+from typing import Any, ClassVar
+
+from harness.errors import RunError, UserError, printable
+
+# ---------------------------------------------------------------------------------------------- flags
+
+ALWAYS = "always"  # in every record and in the hash of every name, as in the first version
+CHANGED = "changed"  # where it is not at its default: so runs that knew no such setting keep theirs
+NEVER = "never"  # it changes no number
+
+
+@dataclass(frozen=True)
+class Flag:
+    """What a setting is on the command line and in the records."""
+
+    help: str
+    check: Callable[[str], Any] | None = None  # text to value, ArgumentTypeError where it is none
+    choices: tuple | None = None
+    several: bool = False
+    metavar: str | None = None
+    group: str = "experiment"
+
+
+def flag(default, help, check=None, *, choices=None, several=False, metavar=None, record=CHANGED,
+         group="experiment"):  # fmt: skip
+    """A setting that is a flag. `several`: it takes a list of values, all part of one run."""
+    described = Flag(help, check, choices, several, metavar, group)
+    value = {"default_factory": lambda: list(default)} if several else {"default": default}
+    return dataclasses.field(metadata={"flag": described, "record": record}, **value)
+
+
+def changed(name: str, default, help: str | None = None, choices=None):
+    """The shared setting `name` with another default, help or other choices."""
+    field = SHARED[name]
+    described = field.metadata["flag"]
+    described = dataclasses.replace(
+        described, help=help or described.help, choices=choices or described.choices
+    )
+    return dataclasses.field(default=default, metadata={**field.metadata, "flag": described})
+
+
+# ------------------------------------------------------------------------------------------- checks
+
+
+def number(kind, low: float, high: float = math.inf, *, above=False, below=False):
+    """A check: a finite `kind` from `low` to `high`, without the end itself where `above` or
+    `below` says so."""
+    what = "a whole number" if kind is int else "a number"
+    what += f" above {low:g}" if above else f" from {low:g}"
+    if math.isfinite(high):
+        what += " to below " if below else " to "
+        what += f"{high:,}" if kind is int else f"{high:g}"
+    elif not above:
+        what += " on"
+
+    def parse(text: str):
+        try:
+            value = kind(text)
+        except ValueError:
+            value = math.nan
+        outside = not low <= value <= high or not math.isfinite(value)
+        if outside or (above and value == low) or (below and value == high):
+            raise argparse.ArgumentTypeError(f"{text!r} is not {what}")
+        return value
+
+    return parse
+
+
+def constant(text: str) -> float:
+    """The value of `zeros`, `ones` or `constant:X`. Raises ValueError for anything else."""
+    word, _, value = text.partition(":")
+    value = float(value) if word == "constant" else {"zeros": 0.0, "ones": 1.0}.get(text, math.nan)
+    if not math.isfinite(value):
+        raise ValueError(text)
+    return value
+
+
+def start(*named: str):
+    """A check: one of `named`, or constant:X."""
+
+    def parse(text: str) -> str:
+        try:
+            return text if text in named else f"constant:{constant(text):g}"
+        except ValueError:
+            known = ", ".join(named)
+            message = f"{text!r} is none of {known}, constant:X with a number X"
+            raise argparse.ArgumentTypeError(message) from None
+
+    return parse
+
+
+AUGMENTATIONS = ("crop", "flip", "brightness")
+
+
+def augmentation(text: str) -> str:
+    """A check: parts joined with +, in one order."""
+    chosen = text.split("+")
+    if text != "none" and not set(chosen) <= set(AUGMENTATIONS):
+        known = ", ".join(AUGMENTATIONS)
+        message = f"{text!r} is not none, or of {known} those to use, joined with +"
+        raise argparse.ArgumentTypeError(message)
+    return "+".join(part for part in AUGMENTATIONS if part in chosen) or "none"
+
+
+# ----------------------------------------------------------------------------------------- processes
+
+
+@dataclass(frozen=True)
+class Process:
+    """What a process knows of itself: the script that it runs, and when it began."""
+
+    script: Path = Path("notebook")
+    began: float = dataclasses.field(default_factory=time.monotonic)
+    called: str = ""  # the experiment's name, where it is not the script's
+
+    @property
+    def experiment(self) -> str:
+        """The script's name without exp_: that of its folder in results/."""
+        return self.called or self.script.stem.removeprefix("exp_")
+
+    @property
+    def source(self) -> str:
+        """Six digits of the script's SHA-256, empty for a script of this collection as it came."""
+        if not self.script.is_file():
+            return ""
+        digest = source_digest(self.script)
+        return "" if ours().get(self.script.name) == digest else digest
+
+
+def ours() -> dict[str, str]:
+    """The digests of this collection's scripts as they came: the names of their runs do not depend on
+    their source. A test compares them, and says what belongs here."""
+    return json.loads(Path(__file__).with_name("ours.json").read_text())
+
+
+@cache
+def source_digest(script: Path) -> str:
+    return hashlib.sha256(script.read_bytes().replace(b"\r\n", b"\n")).hexdigest()[:6]
+
+
+def script_of(function) -> Path:
+    """The file in which a function was written, whatever it is wrapped in."""
+    while isinstance(function, partial):
+        function = function.func
+    while hasattr(function, "__wrapped__"):
+        function = function.__wrapped__
+    return Path(getattr(function, "__code__", main_code()).co_filename)
+
+
+def main_code():
+    """For an object that can be called and is no function: where the process began."""
+    return compile("", getattr(sys.modules["__main__"], "__file__", "notebook"), "exec")
+
+
+# ------------------------------------------------------------------------------------------ settings
+
+SCHEDULES = ("step", "cosine", "linear-cosine", "restarts", "exponential", "constant")
+of_network = partial(flag, group="network", record=ALWAYS)
+of_data = partial(flag, group="data")
+of_recipe = partial(flag, group="recipe", record=ALWAYS)
+of_machine = partial(flag, group="machine")
+of_records = partial(flag, group="records", record=NEVER)
+
+
+@dataclass
+class Settings:
+    """What every experiment can be asked for. None: it depends on others, and `resolve` fills it in."""
+
+    lists: ClassVar[
+        dict[str, list]
+    ] = {}  # a grid's: flags that take several values, their defaults
+
+    arch: str = of_network("resnet", "resnet is the CIFAR ResNet of He et al., imagenet_resnet torchvision's",
+                        choices=("resnet", "vgg", "imagenet_resnet"))  # fmt: skip
+    depth: int | None = of_network(
+        None,
+        "resnet 6n + 2: 14 (default), 32, 56, 110, …, 866; vgg 11, 13, 16 (default), 19; "
+        "imagenet_resnet 18 (default), 34, 50, 101, 152, 200",
+        number(int, 1),
+    )
+    width: int | None = of_network(1, "factor on the channels", number(int, 1, 64))
+    train: str = of_network(
+        "bn",
+        "all, none, all-WORD (all but it), or words joined with +: gamma and beta of every "
+        "normalisation, norm (both), bn (both, of BatchNorm), bias (every additive vector), output, "
+        "shortcut, conv, hidden, random:K (K entries of each channel)",
+        metavar="WORDS",
+    )
+    gamma_init: str = of_network(
+        "uniform", "uniform on [0, 1], symmetric on [-1, 1], ones, constant:X",
+        start("uniform", "symmetric", "ones"), metavar="INIT",
+    )  # fmt: skip
+    beta_init: str = of_network(
+        "zeros", "zeros, ones, constant:X", start("zeros", "ones"), metavar="INIT"
+    )
+    weight_init: str = of_network(
+        "he_normal",
+        "of convolutions and linear layers; all have He's gain √2, orthogonal, too, whose gain is 1 "
+        "in open_lth",
+        choices=("he_normal", "he_uniform", "orthogonal", "binary"),
+    )
+
+    dataset: str = of_data("cifar10", "digits needs no download", record=NEVER,
+                        choices=("digits", "mnist", "fashion_mnist", "cifar10", "cifar100", "imagefolder",
+                                 "imagenet"))  # fmt: skip
+    data: str | None = of_data(
+        None, "where the data set is or is downloaded to (default data); for imagefolder the folder of images",
+        metavar="FOLDER", record=NEVER,
+    )  # fmt: skip
+    image_size: int | None = of_data(
+        None,
+        "scale the images to this height and width",
+        number(int, 8, 1024),
+        metavar="PIXELS",
+        record=NEVER,
+    )
+    subset: int | None = of_data(
+        None,
+        "train on N of the images, the same for every seed",
+        number(int, 2),
+        metavar="N",
+        record=ALWAYS,
+    )
+    val_fraction: float = of_data(
+        0.0,
+        "of the training images, for validation",
+        number(float, 0, 1, below=True),
+        metavar="F",
+        record=ALWAYS,
+    )
+    augment: str | None = of_data(
+        None,
+        "none, or of crop (after padding by 4), flip, brightness those to use, joined with + "
+        "(default crop+flip; none for digits and MNIST)",
+        augmentation, metavar="PARTS", record=ALWAYS,
+    )  # fmt: skip
+
+    epochs: int | None = of_recipe(
+        None,
+        "default 160, 90 for imagenet, 1 for --train none; the schedule scales with them",
+        number(int, 1),
+    )
+    batch_size: int | None = of_recipe(None, "default 128, 1024 for imagenet", number(int, 1))
+    optimizer: str = of_recipe("sgd", "of everything that is trained", choices=("sgd", "adam"))
+    lr: float | None = of_recipe(
+        None,
+        "learning rate at the start (default 0.1, 0.001 for adam, 0.4 for imagenet)",
+        number(float, 0, above=True),
+    )
+    momentum: float = of_recipe(0.9, "of sgd", number(float, 0, 1, below=True))
+    schedule: str = of_recipe(
+        "step", "of the learning rate, epoch by epoch; step: x 0.1 after 50 %% and 75 %% of the epochs",
+        choices=SCHEDULES,
+    )  # fmt: skip
+    warmup_epochs: int | None = of_recipe(
+        None,
+        "over which the learning rate rises, step by step from 0, to what the schedule says "
+        "(default 0, 5 of 90 for imagenet)",
+        number(int, 0),
+    )
+    weight_decay: float = of_recipe(1e-4, "on every trained parameter", number(float, 0))
+    seed: int = of_recipe(
+        0, "of the weights, γ and β, data order and augmentation", number(int, 0, 2**32 - 1)
+    )
+
+    device: str = of_machine(
+        "auto", "cpu, cuda, cuda:1, mps, … (auto: cuda where there is one, else cpu)", record=NEVER
+    )
+    sync_bn: bool = of_machine(
+        False,
+        "under torchrun, BatchNorm statistics of the whole batch and not of each process's share (CUDA)",
+    )
+    precision: str | None = of_machine(
+        None,
+        "default bf16 where the hardware has it, else fp32",
+        choices=("fp32", "bf16"),
+        record=ALWAYS,
+    )
+    compile: bool = of_machine(
+        False, "compile the repeated blocks: another rounding, so another run"
+    )
+    graph: bool = of_machine(
+        False,
+        "on one GPU, capture the training step as a CUDA graph, which saves the launching of its kernels",
+    )
+    workers: int = of_machine(
+        os.cpu_count(), "threads that decode images", number(int, 1, 256), record=NEVER
+    )
+
+    results: str = of_records("results", "where the records go", metavar="FOLDER")
+    checkpoints: str = of_records("checkpoints", "where the networks go", metavar="FOLDER")
+    force: bool = of_records(False, "make a finished run again")
+    no_resume: bool = of_records(False, "begin an unfinished run again")
+    time_limit: float = of_records(
+        math.inf, "stop after the epoch that reaches it; the same command goes on",
+        number(float, 0, above=True), metavar="MINUTES",
+    )  # fmt: skip
+    tensorboard: bool = of_records(
+        False, "write losses, accuracies and the histogram of γ for TensorBoard, too"
+    )
+    dry_run: bool = of_records(
+        False, "print the run, its parameters, files and time, and train nothing"
+    )
+    quiet: bool = of_records(False, "no progress bar, no summary")
+
+    split_seed: int = 0  # of the validation split
+    processes: int = dataclasses.field(default=1, metadata={"record": CHANGED})  # that make a run
+    process: Process = dataclasses.field(default_factory=Process)
+    varied: dict[str, list] = dataclasses.field(default_factory=dict)  # what a grid's lists hold
+
+    def but(self, **settings) -> Settings:
+        """A copy with other `settings`."""
+        return dataclasses.replace(self, **settings)
+
+
+def flags(settings) -> dict[str, Flag]:
+    """Every flag of a class of settings, or of one of them, by name, in its order."""
+    fields = dataclasses.fields(settings)
+    return {field.name: field.metadata["flag"] for field in fields if "flag" in field.metadata}
+
+
+SHARED = {field.name: field for field in dataclasses.fields(Settings)}
+
+
+def recorded(settings: Settings) -> dict[str, Any]:
+    """The settings that are columns of the records and part of the hash of a run's name."""
+    found = {}
+    for field in dataclasses.fields(settings):
+        # a flag that an experiment has taken away is a column all the same
+        record = (field.metadata or SHARED.get(field.name, field).metadata).get("record", NEVER)
+        value = getattr(settings, field.name)
+        if record == ALWAYS or (record == CHANGED and value != default_of(field)):
+            listed = isinstance(value, list)
+            found[field.name] = "-".join(map(str, value)) if listed else value
+    return found
+
+
+def default_of(field: dataclasses.Field):
+    if field.default_factory is not dataclasses.MISSING:
+        return field.default_factory()
+    return field.default
+
+
+# -------------------------------------------------------------------------------------- command line
+
+
+class Parser(argparse.ArgumentParser):
+    """argparse, its errors in one line."""
+
+    def error(self, message: str):
+        raise UserError(f"{message} (--help explains)")
+
+
+def parser_for(settings: type[Settings] | None, description: str, **options) -> Parser:
+    """The command line of a class of settings. A flag of its `lists` takes several values, and
+    answers to its plural, too: --seed 0 1 and --seeds 0 1."""
+    layout = argparse.RawDescriptionHelpFormatter
+    parser = Parser(description=description, formatter_class=layout, allow_abbrev=False, **options)
+    groups = {}
+    for field in dataclasses.fields(settings) if settings else ():
+        described = field.metadata.get("flag")
+        if described is None:
+            continue
+        if described.group not in groups:
+            groups[described.group] = parser.add_argument_group(described.group)
+        names = ["--" + field.name.replace("_", "-")]
+        default = default_of(field)
+        words = {"default": argparse.SUPPRESS, "help": described.help}
+        if field.name in settings.lists:
+            names.append(names[0] + "s")
+            default = settings.lists[field.name]
+        if default is False:
+            groups[described.group].add_argument(*names, action="store_true", **words)
+            continue
+        shown = " ".join(map(str, default)) if isinstance(default, list) else default
+        if default not in (None, math.inf) and "default" not in described.help:
+            words["help"] += f" (default {shown})".replace("%", "%%")
+        if field.name in settings.lists or described.several:
+            words["nargs"] = "+"
+        if described.check:
+            words["type"] = described.check
+        if described.choices:
+            words["choices"] = described.choices
+        else:
+            words["metavar"] = described.metavar or field.name.upper()
+        groups[described.group].add_argument(*names, **words)
+    return parser
+
+
+def parse(
+    settings: type[Settings], words: list[str], description: str, process: Process
+) -> Settings:
+    """The settings that a command line asks for; those of a grid's lists in `varied`."""
+    parser = parser_for(settings, description)
+    words = sys.argv[1:] if words is None else words
+    once = {f"--{name}".replace("_", "-") for name in flags(settings) if name not in settings.lists}
+    for word in words:
+        if word.startswith("--") and word not in once and word.removesuffix("s") in once:
+            flag_name = word.removesuffix("s")
+            raise UserError(
+                f"{word}: this script makes one run and takes {flag_name}; lists are for grids"
+            )
+    given = vars(parser.parse_args(words))
+    varied = {name: given.pop(name, default) for name, default in settings.lists.items()}
+    return settings(**given, varied=varied, process=process)
+
+
+def command(settings: Settings, **others) -> str:
+    """The command that asks for these settings, with `others` in their place."""
+    wanted = settings.but(**others)
+    prefix, words = ["python"], []
+    if settings.processes > 1:
+        prefix = ["torchrun", f"--nproc-per-node={settings.processes}"]
+    for field in dataclasses.fields(wanted):
+        value = getattr(wanted, field.name)
+        if "flag" not in field.metadata or field.name in ("force", "no_resume", "dry_run"):
+            continue
+        name = "--" + field.name.replace("_", "-")
+        if field.name in wanted.lists:
+            words += [name, *map(str, wanted.varied[field.name])]
+        elif value is True:
+            words.append(name)
+        elif value != default_of(field) and isinstance(value, list):
+            words += [name, *map(str, value)]
+        elif value != default_of(field):
+            words += [name, str(value)]
+    return shlex.join([*prefix, wanted.process.script.name, *words])
+
+
+def in_one_line(error: Exception) -> str | None:
+    """What a user can do about `error`; None where it is a mistake of ours."""
+    import torch
+
+    if isinstance(error, (UserError, RunError)):
+        return str(error)
+    # PyTorch's allocator on a CPU raises a plain RuntimeError
+    unallocated = isinstance(error, RuntimeError) and "allocate memory" in str(error)
+    if unallocated or isinstance(error, (MemoryError, torch.OutOfMemoryError)):
+        return "out of memory: a smaller --batch-size, --width or --depth needs less"
+    if type(error).__module__.startswith(("torch._dynamo", "torch._inductor")):
+        return f"--compile failed, leave it out ({str(error).splitlines()[0]})"
+    if isinstance(error, OSError):
+        where = f" ({error.filename})" if error.filename else ""
+        return f"{error.strerror or error}{where}: once that is mended, {GO_ON}"
+    return None
+
+
+GO_ON = "the same command goes on after the last complete epoch"
+
+
+def guarded(work: Callable[[], int], go_on: str = GO_ON) -> int:
+    """The exit code of `work()`; whatever stops it costs one line on stderr, and no traceback where
+    the user can do something about it. `go_on`: what somebody who has stopped it can count on."""
+
+    def terminate(*_):
+        raise SystemExit(128 + signal.SIGTERM)
+
+    def say(line: str, code: int) -> int:
+        print(printable(line), file=sys.stderr)
+        return code
+
+    before = signal.signal(signal.SIGTERM, terminate)
+    if hasattr(sys.stdout, "reconfigure"):
+        sys.stdout.reconfigure(errors="backslashreplace")  # a terminal without γ, any file name
+    try:
+        return work()
+    except KeyboardInterrupt:
+        return say(f"stopped: {go_on}", 128 + signal.SIGINT)
+    except SystemExit as stop:  # --help ends so, too
+        return say(f"stopped: {go_on}", stop.code) if stop.code else 0
+    except Exception as error:
+        line = in_one_line(error)
+        if line is None:
+            raise
+        return say(f"error: {line}", getattr(error, "exit_code", 1))
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+# ------------------------------------------------------------------------ what depends on others
+
+AUGMENTED = (
+    "cifar10",
+    "cifar100",
+    "imagefolder",
+    "imagenet",
+)  # by default; a mirrored digit is none
+
+
+def resolve(args: Settings) -> Settings:
+    """The settings with what depends on others filled in. Raises UserError for what cannot be,
+    before anything is read or written."""
+    from harness.processes import started
+    from harness.speed import device_name, has_bf16
+    from harness.zoo import DEPTHS, check_depth
+
+    depth = args.depth
+    if args.arch in DEPTHS:
+        depth = depth or DEPTHS[args.arch][1]
+        check_depth(args.arch, depth, args.width)
+    imagenet = args.dataset == "imagenet"
+    epochs = args.epochs or (1 if args.train == "none" else 90 if imagenet else 160)
+    warmup = args.warmup_epochs
+    if warmup is None:
+        warmup = math.ceil(epochs * 5 / 90) if imagenet else 0
+    if warmup > epochs:
+        raise UserError(
+            f"--warmup-epochs {warmup}: the run has {epochs} epochs: give as many or fewer"
+        )
+    if args.dataset == "imagefolder" and not args.data:
+        need = "with images in FOLDER/train/CLASS/ and FOLDER/test/CLASS/"
+        raise UserError(f"--dataset imagefolder needs --data FOLDER, {need}")
+    device = find_device(args.device)
+    if args.sync_bn and (device.type != "cuda" or not started()):
+        example = "torchrun --nproc-per-node=8 exp_bn_only.py --sync-bn …"
+        raise UserError(f"--sync-bn is for one run on several GPUs: {example}")
+    if args.graph and device.type != "cuda":
+        raise UserError("--graph captures the step of one process on one GPU: leave it out here")
+    if args.tensorboard and not importlib.util.find_spec("tensorboard"):
+        raise UserError("--tensorboard needs TensorBoard: pip install tensorboard")
+    if args.precision == "bf16" and not has_bf16(device):
+        instead = f"{device_name(device)} does not calculate in bf16: use --precision fp32"
+        raise UserError(f"--precision bf16: {instead}")
+    rate = 0.4 if imagenet else 0.1
+    return args.but(
+        depth=depth,
+        epochs=epochs,
+        warmup_epochs=warmup,
+        batch_size=args.batch_size or (1024 if imagenet else 128),
+        lr=args.lr or (0.001 if args.optimizer == "adam" else rate),
+        augment=args.augment or ("crop+flip" if args.dataset in AUGMENTED else "none"),
+        device=device,
+        precision=args.precision or ("bf16" if has_bf16(device) else "fp32"),
+    )
+
+
+def find_device(name):
+    """The torch.device of --device. Raises UserError where this machine has none of the name."""
+    import torch
+
+    from harness.processes import local_rank, started
+
+    try:
+        if name == "auto":
+            name = "cuda" if torch.cuda.is_available() else "cpu"
+        device = torch.device(name)
+        if device == torch.device("cuda") and started():
+            device = torch.device("cuda", local_rank())
+        torch.zeros(1, device=device).tolist()
+        if device.type == "cuda" and device.index is not None:
+            torch.cuda.set_device(
+                device
+            )  # NCCL's broadcasts, streams and graphs take the current one
+        return device
+    except Exception:  # PyTorch raises a different kind for each device that is not there
+        there = ["cpu", *(f"cuda:{i}" for i in range(torch.cuda.device_count()))]
+        if torch.backends.mps.is_available():
+            there.append("mps")
+        message = f"--device {name} cannot be used: this machine has {', '.join(there)}"
+        raise UserError(message) from None
+
+
+def as_plain(args: Settings) -> dict[str, Any]:
+    """The settings that a checkpoint keeps, from which `predict.py` builds the network again: all but
+    those of this machine."""
+    mine = {
+        "data",
+        "results",
+        "checkpoints",
+        "device",
+        "workers",
+        "process",
+        "varied",
+        "time_limit",
+    }
+    names = [field.name for field in dataclasses.fields(args) if field.name not in mine]
+    return {name: getattr(args, name) for name in names}

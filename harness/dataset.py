@@ -1,0 +1,164 @@
+"""The form of a data set, its splits, and where torchvision's come from."""
+
+from __future__ import annotations
+
+import io
+from contextlib import redirect_stdout, suppress
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from filelock import FileLock
+
+from harness.config import Settings
+from harness.errors import UserError
+from harness.processes import processes, share
+
+
+@dataclass
+class Data:
+    """A data set on the device. For each split, images are uint8 (N, H, W, C), labels int64 (N,)."""
+
+    name: str
+    classes: list[str]
+    images: dict[str, torch.Tensor]
+    labels: dict[str, torch.Tensor]
+
+    @property
+    def size(self) -> tuple[int, int, int]:
+        """Height, width, channels."""
+        return tuple(self.images["train"].shape[1:])
+
+    @cached_property
+    def mean_std(self) -> tuple[torch.Tensor, torch.Tensor]:
+        """Mean and standard deviation of each channel of the training images, (C,), in units of
+        0 … 255."""
+        images, levels = self.images["train"], torch.arange(256, dtype=torch.float64)
+        channels = [channel.reshape(-1) for channel in images.cpu().unbind(-1)]
+        counts = torch.stack([torch.bincount(channel, minlength=256) for channel in channels])
+        mean = (counts * levels).sum(1) / counts.sum(1)
+        variance = (counts * (levels - mean[:, None]) ** 2).sum(1) / counts.sum(1)
+        deviation = variance.sqrt().clamp(min=1e-3)  # a constant channel deviates by 0
+        return mean.float().to(images.device), deviation.float().to(images.device)
+
+    def normalise(self, images: torch.Tensor) -> torch.Tensor:
+        """uint8 (N, H, W, C) to float (N, C, H, W), channels last in memory."""
+        mean, std = self.mean_std
+        return images.float().sub_(mean).div_(std).permute(0, 3, 1, 2)
+
+    def batches(self, split: str, batch_size: int = 500):
+        """The images of a split and their labels in stored order, for evaluation; of several
+        processes each has its share."""
+        images, labels = share(self.images[split]), share(self.labels[split])
+        for x, y in zip(images.split(batch_size), labels.split(batch_size), strict=True):
+            yield self.normalise(x), y
+
+
+def split_batches(order: torch.Tensor, batch_size: int) -> list[torch.Tensor]:
+    """Consecutive batches, the last one smaller. A last batch of one sample for a process, which
+    has no variance of its own, joins the one before."""
+    batches, least = list(order.split(batch_size)), 2 * processes()
+    if batch_size > 1 and len(batches) > 1 and len(batches[-1]) < least:
+        batches[-2:] = [torch.cat(batches[-2:])]
+    return batches
+
+
+def on_device(arrays: dict[str, np.ndarray], device) -> dict[str, torch.Tensor]:
+    return {split: torch.from_numpy(array).to(device) for split, array in arrays.items()}
+
+
+def make_splits(images: dict, labels: dict, args: Settings) -> None:
+    """Makes the subset and the validation split that `args` asks for and, where there is none, a
+    test split."""
+    n = len(labels["train"])
+    if "test" not in labels:
+        hold_out(images, labels, n - round(n / 5), "a test split of 20 %", "test")
+    if args.subset:
+        hold_out(images, labels, args.subset, f"--subset {args.subset}")
+    if args.val_fraction:
+        keep = round(len(labels["train"]) * (1 - args.val_fraction))
+        what = f"--val-fraction {args.val_fraction:g}"
+        hold_out(images, labels, keep, what, "val", args.split_seed)
+
+
+def hold_out(images, labels, keep: int, what: str, split: str | None = None, seed: int = 0) -> None:
+    """Keeps `keep` training images, the same for every seed and each class in its share. The others
+    become `split`, or go."""
+    from sklearn.model_selection import train_test_split
+
+    everything = labels["train"]
+    n, classes = len(everything), len(np.unique(everything))
+    if keep == n:
+        return
+    try:
+        kept, rest = train_test_split(
+            np.arange(n), train_size=keep, stratify=everything, random_state=seed
+        )
+    except ValueError:  # more than there are, or too few to have each class on both sides
+        need = f"so that each of the {classes} classes is on both sides, or all {n}"
+        raise UserError(
+            f"{what} leaves {keep} of {n} training images: it must leave from {classes} to "
+            f"{n - classes}, {need}"
+        ) from None
+    for arrays in (images, labels):
+        if split:
+            arrays[split] = arrays["train"][np.sort(rest)]
+        arrays["train"] = arrays["train"][np.sort(kept)]
+
+
+def resize(images: np.ndarray, size: int) -> np.ndarray:
+    """uint8 (N, H, W, C) to (N, size, size, C), bilinear with antialiasing."""
+    if images.shape[1:3] == (size, size):
+        return images
+    scaled = []
+    for piece in torch.from_numpy(images).split(1000):
+        planes = piece.permute(0, 3, 1, 2).float()
+        planes = F.interpolate(planes, (size, size), mode="bilinear", antialias=True)
+        scaled.append(planes.round().byte().permute(0, 2, 3, 1))
+    return torch.cat(scaled).contiguous().numpy()
+
+
+TORCHVISION = {  # --dataset: torchvision's class, and where its files lie below --data
+    "mnist": ("MNIST", "MNIST/raw/*-ubyte"),
+    "fashion_mnist": ("FashionMNIST", "FashionMNIST/raw/*-ubyte"),
+    "cifar10": ("CIFAR10", "cifar-10-batches-py/ or cifar-10-python.tar.gz"),
+    "cifar100": ("CIFAR100", "cifar-100-python/ or cifar-100-python.tar.gz"),
+}
+
+
+def load_torchvision(dataset: str, root: Path):
+    """A data set of torchvision's from `root`, downloaded and verified there if it is not."""
+    import torchvision
+
+    name, where = TORCHVISION[dataset]
+    source = getattr(torchvision.datasets, name)
+
+    def read(download: bool):
+        return {s: source(root, train=s == "train", download=download) for s in ("train", "test")}
+
+    try:
+        splits = read(download=False)
+    except RuntimeError:  # absent or damaged
+        is_new, lock = not root.exists(), root / f".{dataset}.lock"
+        try:
+            root.mkdir(parents=True, exist_ok=True)
+            with FileLock(lock), redirect_stdout(io.StringIO()):
+                splits = read(download=True)
+        except (OSError, RuntimeError) as error:
+            with suppress(OSError):
+                lock.unlink(missing_ok=True)
+            for folder in (root / name / "raw", root / name, *([root] if is_new else [])):
+                with suppress(OSError):  # something came in
+                    folder.rmdir()
+            why = " ".join(str(error).split())[:120]
+            raise UserError(
+                f"{dataset} is not in {root} and could not be downloaded ({why}): put its files at "
+                f"{root / where}, or try --dataset digits, which needs none"
+            ) from None
+    pixels = {split: np.asarray(s.data) for split, s in splits.items()}
+    images = {split: x.reshape(*x.shape[:3], -1) for split, x in pixels.items()}
+    labels = {split: np.asarray(s.targets) for split, s in splits.items()}
+    return images, labels, list(splits["train"].classes)

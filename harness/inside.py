@@ -1,0 +1,87 @@
+"""What is inside a trained network: γ and β of every channel, how often its ReLUs are active, and
+what the small γ are worth."""
+
+from __future__ import annotations
+
+import torch
+from torch import nn
+
+CHANNELS = "layer channel gamma beta gamma_init beta_init running_mean running_var active".split()
+PRUNING = "threshold zeroed gammas test_loss test_acc".split()
+THRESHOLDS = (0, 0.001, 0.003, 0.01, 0.03, 0.1, 0.3)
+
+
+def channels(norms: dict[str, nn.Module], start: dict[str, tuple], active: dict) -> list[list]:
+    """A row of CHANNELS for each channel of each normalisation that has a γ and a β.
+
+    start: their values before training; active: what `activity` found. A normalisation without
+    running statistics has empty cells there."""
+    rows = []
+    for name, norm in norms.items():
+        columns = [norm.weight, norm.bias, *start[name]]
+        columns += [getattr(norm, "running_mean", None), getattr(norm, "running_var", None)]
+        columns.append(active.get(name))
+        lists = [column_of(column, norm.weight.numel()) for column in columns]
+        rows += [[name, channel, *row] for channel, row in enumerate(zip(*lists, strict=True))]
+    return rows
+
+
+def column_of(values: torch.Tensor | None, n: int) -> list:
+    if values is None or values.numel() != n:
+        return [""] * n
+    return values.detach().float().reshape(-1).tolist()
+
+
+def activity(model: nn.Module, norms: dict[str, nn.Module], is_shortcut, evaluate, n: int) -> dict:
+    """For each normalisation but the shortcuts', (channels,): the share of test activations above
+    zero after the ReLU that follows it, for a block's second the one after the addition.
+
+    Where a convolution or a linear layer comes first, as with BatchNorm after the activation, there
+    is none. evaluate: passes the `n` test images through the model."""
+    above, waiting, hooks = {}, [], []
+
+    def after_relu(module, inputs, output):
+        if waiting:
+            name, others = waiting.pop(), [d for d in range(output.dim()) if d != 1]
+            above[name] = above.get(name, 0) + (output > 0).float().mean(others) * len(output)
+
+    for name, layer in model.named_modules():
+        if is_shortcut(name):
+            continue
+        if name in norms:
+            after_norm = _Remember(waiting, name)
+            hooks.append(layer.register_forward_hook(after_norm))
+        elif isinstance(layer, (nn.Conv2d, nn.Linear)):
+            hooks.append(layer.register_forward_hook(lambda *_: waiting.clear()))
+        elif isinstance(layer, nn.ReLU):
+            hooks.append(layer.register_forward_hook(after_relu))
+    evaluate()
+    for hook in hooks:
+        hook.remove()
+    return {name: total / n for name, total in above.items()}
+
+
+class _Remember:
+    """A hook that notes whose output comes next."""
+
+    def __init__(self, waiting: list, name: str):
+        self.waiting, self.name = waiting, name
+
+    def __call__(self, *_):
+        self.waiting.append(self.name)
+
+
+@torch.no_grad()
+def pruned(gammas: list[torch.Tensor], evaluate, thresholds=THRESHOLDS):
+    """A row of PRUNING for each threshold: how many of all γ are smaller, and the test loss and
+    accuracy with these at zero and every β kept (Frankle et al.)."""
+    learned = [gamma.clone() for gamma in gammas]
+    for threshold in thresholds:
+        small = [gamma.abs() < threshold for gamma in learned]
+        for gamma, value, mask in zip(gammas, learned, small, strict=True):
+            gamma.copy_(value.masked_fill(mask, 0))
+        result = evaluate()
+        zeroed = sum(int(mask.sum()) for mask in small)
+        yield [threshold, zeroed, sum(map(torch.numel, gammas)), result["loss"], result["acc"]]
+    for gamma, value in zip(gammas, learned, strict=True):
+        gamma.copy_(value)

@@ -1,0 +1,198 @@
+"""What the words of --train mean for a network, and what its trainable parameters are called."""
+
+from __future__ import annotations
+
+import hashlib
+import re
+from dataclasses import dataclass
+
+from torch import nn
+
+from harness.entries import RandomEntries
+from harness.errors import UserError
+
+BATCHNORM = nn.modules.batchnorm._BatchNorm
+INSTANCENORM = nn.modules.instancenorm._InstanceNorm
+NORMS = (BATCHNORM, INSTANCENORM, nn.GroupNorm, nn.LayerNorm, nn.RMSNorm)
+
+
+def norms(model: nn.Module) -> dict[str, nn.Module]:
+    """Every normalisation that has a γ, by name, in the order of the network."""
+    found = {name: layer for name, layer in model.named_modules() if isinstance(layer, NORMS)}
+    return {name: layer for name, layer in found.items() if layer.weight is not None}
+
+
+@dataclass
+class Origin:
+    """What is known of a network that build_model made: `freeze` draws random entries from its seed,
+    `fit` records its name and what of it is trained."""
+
+    seed: int | None = None
+    name: str = ""  # of a network of one's own; empty for those of --arch
+    frozen_for: frozenset[str] = frozenset()  # the names of what `freeze` left trainable,
+    called: str = ""  # and what that is called
+
+
+def origin(model: nn.Module) -> Origin:
+    """That of a network, or of the network inside it."""
+    found = [module.origin for module in model.modules() if hasattr(module, "origin")]
+    if not found:  # of a network that a script has built by itself
+        found = [Origin(name=type(model).__name__.lower())]
+        model.origin = found[0]
+    return found[0]
+
+
+def owned(model: nn.Module):
+    """The name of every parameter, as it was before `RandomEntries` took entries out of it, the
+    module that it belongs to, and the parameter."""
+    modules = dict(model.named_modules())
+    for name, parameter in model.named_parameters():
+        name = name.replace(".parametrizations.weight.original", ".weight")
+        yield name, modules[name.rpartition(".")[0]], parameter
+
+
+def is_shortcut(name: str) -> bool:
+    return "shortcut" in name or "downsample" in name
+
+
+def output_layer(model: nn.Module) -> nn.Module | None:
+    """The head: what the network calls `output`, else its last linear layer."""
+    if isinstance(getattr(model, "output", None), nn.Module):
+        return model.output
+    linear = [layer for layer in model.modules() if isinstance(layer, nn.Linear)]
+    return linear[-1] if linear else None
+
+
+def inner_layers(model: nn.Module) -> list[nn.Module]:
+    """Every convolution and linear layer but the head."""
+    layers = [layer for layer in model.modules() if isinstance(layer, (nn.Conv2d, nn.Linear))]
+    head = output_layer(model)
+    return [layer for layer in layers if layer is not head]
+
+
+def part_of(name: str, module: nn.Module, head: set) -> str:
+    """The one part of a network that a parameter belongs to."""
+    if isinstance(module, RandomEntries):
+        return "random"
+    if isinstance(module, NORMS):
+        return "beta" if name.endswith("bias") else "gamma"
+    if module in head:
+        return "output"
+    if isinstance(module, nn.modules.conv._ConvNd):
+        return "shortcut" if is_shortcut(name) else "conv"
+    return "hidden" if isinstance(module, nn.Linear) else "other"
+
+
+PARTS = ("gamma", "beta", "random", "output", "shortcut", "conv", "hidden", "other")
+
+
+def parts(model: nn.Module) -> dict[str, dict[str, nn.Parameter]]:
+    """The parameters of each part that the network has, by name: all of them, each once."""
+    found, layer = {part: {} for part in PARTS}, output_layer(model)
+    head = set(layer.modules()) if layer is not None else set()
+    for name, module, parameter in owned(model):
+        found[part_of(name, module, head)][name] = parameter
+    return {part: parameters for part, parameters in found.items() if parameters}
+
+
+def words(model: nn.Module) -> dict[str, set[str]]:
+    """What each word of --train means for a network: names of parameters."""
+    found = {
+        part: set(names) for part, names in parts(model).items() if part not in ("random", "other")
+    }
+    everything = {name for name, module, _ in owned(model) if not isinstance(module, RandomEntries)}
+    batch = {name for name, module, _ in owned(model) if isinstance(module, BATCHNORM)}
+    norm = found.get("gamma", set()) | found.get("beta", set())
+    bias = {name for name in everything if name.endswith("bias")}
+    found |= {
+        word: names for word, names in (("bn", batch), ("norm", norm), ("bias", bias)) if names
+    }
+    others = {f"all-{word}": everything - names for word, names in found.items()}
+    return found | others | {"all": everything, "none": set()}
+
+
+RANDOM = re.compile(r"random:([1-9]\d*|all)")
+
+
+def names_of(model: nn.Module, train: str) -> set[str]:
+    """The names that `train` means. Raises UserError for a word that the network does not know."""
+    meanings, chosen = words(model), set()
+    for word in train.split("+"):
+        if RANDOM.fullmatch(word):
+            if {"conv", "hidden", "shortcut", "all"} & set(train.split("+")):
+                raise UserError(f"--train {train}: {word} is of weights that are frozen otherwise")
+        elif word not in meanings:
+            known = ", ".join(known for known in meanings if not known.startswith("all-"))
+            raise UserError(
+                f"--train {train}: {word!r} is no part of this network: give of {known}, all-WORD "
+                "and random:K (K = 1, 2, …, all) those to train, joined with +"
+            )
+        else:
+            chosen |= meanings[word]
+    return chosen
+
+
+def trainable(model: nn.Module) -> frozenset[str]:
+    return frozenset(name for name, _, parameter in owned(model) if parameter.requires_grad)
+
+
+def spelling(train: str) -> str:
+    """The one spelling of words of --train, as far as it does not depend on the network."""
+    given = list(dict.fromkeys(train.split("+")))
+    if {"gamma", "beta"} <= set(given):
+        given = ["bn", *(word for word in given if word not in ("gamma", "beta"))]
+    order = (
+        "bn",
+        "norm",
+        "gamma",
+        "beta",
+        "random",
+        "bias",
+        "output",
+        "shortcut",
+        "conv",
+        "hidden",
+    )
+    ranks = {
+        word: order.index(word.partition(":")[0])
+        for word in given
+        if word.partition(":")[0] in order
+    }
+    return "+".join(sorted(given, key=lambda word: ranks.get(word, len(order))))
+
+
+def trained_as(model: nn.Module) -> str:
+    """What is trainable, in words of --train where it is exactly what they mean; else as `freeze`
+    was told to call it; else `custom-` and a hash of the names."""
+    now, meanings, known = trainable(model), words(model), origin(model)
+    for word in ("all", "none", "all-bn", "all-norm"):
+        if now == meanings.get(word):
+            return word
+    whole, covered = [], set()
+    for part, parameters in parts(model).items():
+        if now >= set(parameters):
+            whole.append(part)
+            covered |= set(parameters)
+    if covered == now:
+        if "random" in whole:
+            layer = next(m for m in model.modules() if isinstance(m, RandomEntries))
+            whole[whole.index("random")] = f"random:{layer.per_channel}"
+        if {"gamma", "beta"} <= set(whole):
+            only_batch = meanings["norm"] == meanings.get("bn")
+            rest = [part for part in whole if part not in ("gamma", "beta")]
+            whole = ["bn" if only_batch else "norm", *rest]
+        return "+".join(whole)
+    if now == known.frozen_for and known.called:
+        return known.called
+    for word, names in meanings.items():
+        if now == names:
+            return word
+    return "custom-" + hashlib.sha256("\n".join(sorted(now)).encode()).hexdigest()[:6]
+
+
+def count_parameters(model: nn.Module) -> tuple[int, int]:
+    """How many are trained, and how many there are: what `RandomEntries` has taken out counts where
+    it was."""
+    trained = sum(p.numel() for p in model.parameters() if p.requires_grad)
+    there = [p.numel() for _, module, p in owned(model) if not isinstance(module, RandomEntries)]
+    return trained, sum(there)

@@ -1,0 +1,446 @@
+"""One run on disk, and many: RUN.csv with a row per epoch, tables beside it, the checkpoint that it
+goes on from; and grids, which make each of their runs once, whoever else walks the same list.
+
+Nothing here knows a network, and reading records needs no torch."""
+
+from __future__ import annotations
+
+import csv
+import hashlib
+import io
+import itertools
+import json
+import math
+import os
+import re
+import subprocess
+import sys
+import time
+from contextlib import redirect_stdout, suppress
+from functools import cache
+from pathlib import Path
+from typing import NamedTuple
+
+from filelock import FileLock, Timeout
+
+from harness.config import Settings, in_one_line, recorded
+from harness.errors import Damaged, Locked, UserError, cannot_write, printable, taken_apart, warn
+from harness.files import read_checkpoint, replacing, write_checkpoint, write_table
+
+# fmt: off
+SETTINGS = ("dataset subset val_fraction arch depth width train gamma_init beta_init weight_init augment seed epochs "
+            "batch_size optimizer lr momentum weight_decay schedule warmup_epochs precision").split()
+MEASURES = "train_loss train_acc val_loss val_acc test_loss test_acc test_top5 seconds".split()
+WHERE = "device threads torch commit".split()  # what may change from one start of a run to the next
+COLUMNS = ["experiment", "run", *SETTINGS, "params_total", "params_trained", "epoch", *MEASURES, *WHERE,
+           "status", "image_size", "classes"]
+NUMBERS = ("val_fraction depth width seed epochs batch_size lr momentum weight_decay warmup_epochs params_total "
+           "params_trained threads classes").split()
+# fmt: on
+REQUIRED = "experiment run dataset train seed epochs epoch test_acc status".split()
+CHANGING = ("epoch", *MEASURES, *WHERE)  # from one row of a run to the next
+
+
+# -------------------------------------------------------------------------------------------- names
+
+
+def dataset_name(args: Settings) -> str:
+    """The data set's name in the records; that of an image folder or a CSV file is its own."""
+    path = Path(args.data or "").resolve()
+    own = {"imagefolder": path.name or "root", "csv": path.stem}
+    return printable(own.get(args.dataset, args.dataset))
+
+
+def file_name(text: str, also: str = "") -> str:
+    """`text` as a part of a file's name, on every system; `also`: characters that it may keep."""
+    return re.sub(rf"[^A-Za-z0-9._{re.escape(also)}-]+", "_", text)[:60]
+
+
+class Name(NamedTuple):
+    """What tells a run from any other: its columns, and the name that follows from them."""
+
+    run: str
+    columns: dict
+
+
+def name_run(args: Settings, dataset: str | None = None) -> Name:
+    """The name of the run of these settings: readable, and unique by its tail, a hash of every
+    setting that can change a number and of a script that is not one of this collection.
+
+    dataset: its name, where it is not that of --dataset."""
+    known = recorded(args)
+    columns = {key: known.pop(key, None) for key in SETTINGS}
+    columns |= {"dataset": dataset or dataset_name(args), "subset": args.subset or "all"} | known
+    hashed = columns | {"source": args.dataset}
+    if args.image_size:
+        hashed["image_size"] = args.image_size
+    if args.process.source:
+        hashed["script"] = args.process.source
+    tail = hashlib.sha256(json.dumps(hashed, sort_keys=True).encode()).hexdigest()[:6]
+    network = args.arch if args.depth is None else f"{args.arch}{args.depth}-w{args.width}"
+    trained = file_name(args.train.replace(":", ""), also="+")
+    parts = [file_name(network), file_name(columns["dataset"]), trained, f"s{args.seed}", tail]
+    return Name("-".join(parts), columns)
+
+
+def run_files(args: Settings, name: str) -> tuple[Path, Path]:
+    """The run's CSV and its checkpoint."""
+    experiment = args.process.experiment
+    csv = Path(args.results, experiment, f"{name}.csv")
+    return csv, Path(args.checkpoints, experiment, f"{name}.pt")
+
+
+@cache
+def commit() -> str:
+    """The commit of the code as this process has loaded it, with a + where a script was changed or
+    added since; empty outside a checkout."""
+    here = Path(__file__).parent.parent
+
+    def git(*words):
+        done = subprocess.run(
+            ["git", "-C", here, *words], capture_output=True, text=True, check=True
+        )
+        return done.stdout.strip()
+
+    try:
+        edited = git("status", "--porcelain", "--", ":(glob)*.py", ":(glob)harness/*.py")
+        return git("rev-parse", "--short=10", "HEAD") + ("+" if edited else "")
+    except (OSError, subprocess.CalledProcessError):
+        return ""
+
+
+# --------------------------------------------------------------------------------------------- rows
+
+
+def read_rows(path: Path) -> tuple[list[str], list[dict[str, str]]]:
+    """The columns and the rows of a run's CSV, from the first epoch on. Raises Damaged, with the
+    reason, where no run can have left it so. A column may be missing, or be one that is not known
+    here: another version, or a script of the user's, wrote it."""
+    try:
+        with open(path, newline="", encoding="utf-8") as stream:
+            text = stream.read()
+        reader = csv.DictReader(io.StringIO(text, newline=""), strict=True)
+        rows, columns = list(reader), list(reader.fieldnames or [])
+    except (ValueError, csv.Error) as error:
+        raise Damaged(f"it is no CSV file ({error})") from None
+    missing = [column for column in REQUIRED if column not in columns]
+    if missing:
+        raise Damaged(f"it lacks the columns {', '.join(missing[:5])}" if text else "it is empty")
+    if not text.endswith("\n"):
+        raise Damaged("its last row is cut")
+    settled = [column for column in columns if column in COLUMNS and column not in CHANGING]
+    for epoch, row in enumerate(rows, 1):
+        check_row(epoch, row, [column for column in settled if row[column] != rows[0][column]])
+    return columns, rows
+
+
+def check_row(epoch: int, row: dict[str, str], other: list[str]) -> None:
+    """Raises Damaged where `row` cannot be that of `epoch`; `other` than the first's are these of its
+    settings."""
+    if None in row or None in row.values():
+        raise Damaged(f"row {epoch} is not whole")
+    if row["epoch"] != str(epoch):
+        raise Damaged(f"row {epoch} is of epoch {row['epoch']}")
+    if other:
+        raise Damaged(f"row {epoch} has another {other[0]} than the first")
+    for column in ("status", *NUMBERS, *MEASURES):
+        if column in row and not possible(column, row):
+            raise Damaged(f"row {epoch} has {column} {row[column]}")
+
+
+def possible(column: str, row: dict[str, str]) -> bool:
+    """Whether a run can have written what `row` has in `column`, its status or a number: accuracies
+    of 0 to 100 %, losses that are finite unless it diverged, other numbers none of which is below
+    zero. An empty cell is a setting that the run has not, or a split."""
+    text = row[column]
+    if column == "status":
+        return text in ("ok", "diverged")
+    if not text:
+        return column not in REQUIRED
+    try:
+        value = float(text)
+    except ValueError:
+        return False
+    if column.endswith("_loss"):
+        return math.isfinite(value) or row["status"] == "diverged"
+    highest = 100 if column.endswith(("_acc", "_top5")) else sys.float_info.max
+    return 0 <= value <= highest
+
+
+# ---------------------------------------------------------------------------------------------- run
+
+
+class Run:
+    """One run's place on disk. As a context it holds the lock that keeps other processes out.
+
+    about: columns that tell this run from any other, beside those of its name, which rows and
+    checkpoints on disk must bear; where: those that may change from one start to the next."""
+
+    def __init__(self, args: Settings, name: Name, about: dict, where: dict):
+        self.args, self.name, self.where = args, name.run, where
+        known = {"experiment": args.process.experiment, "run": name.run} | name.columns | about
+        self.about = {key: "" if value is None else str(value) for key, value in known.items()}
+        self.csv, self.checkpoint = run_files(args, name.run)
+        self.previous = self.checkpoint.with_suffix(".previous.pt")
+        self.rows: list[dict] = []
+
+    def __enter__(self) -> Run:
+        self.lock = FileLock(self.csv.with_name(f".{self.name}.lock"), timeout=0)
+        folders = (self.csv.parent, self.checkpoint.parent)
+        folder, new = self.csv.parent, []
+        try:
+            above = [path for leaf in folders for path in (leaf, *leaf.parents)]
+            new = [path for path in above if not path.exists()]
+            for folder in folders:
+                folder.mkdir(parents=True, exist_ok=True)
+            folder = self.csv.parent
+            self.lock.acquire()
+            for folder in folders:
+                probe = folder / f".{self.name}.probe"
+                with replacing(probe):
+                    pass
+                probe.unlink()
+        except Timeout:
+            message = f"another process is making {self.name}: wait for it, or ask for another run"
+            raise Locked(message) from None
+        except OSError as error:
+            if self.lock.is_locked:
+                self.__exit__()
+            for empty in new:  # the deepest first
+                with suppress(OSError):  # not made, or in use by now
+                    empty.rmdir()
+            instead = "name folders that can be written with --results and --checkpoints"
+            raise cannot_write(folder, error, instead) from None
+        for folder in folders:
+            for left_over in folder.glob(f".{self.name}.*.new"):
+                left_over.unlink(missing_ok=True)
+        alone = self.look().rows and not self.diverged and not self.checkpoint.exists()
+        if alone and not self.args.force:
+            note = f"note: {self.csv} is here without its checkpoint; this run takes its place"
+            print(note, file=sys.stderr)
+        return self
+
+    def __exit__(self, *_) -> None:
+        Path(self.lock.lock_file).unlink(
+            missing_ok=True
+        )  # while it is held: whoever opened it looks again
+        self.lock.release()
+
+    def look(self) -> Run:
+        """Reads what is on disk."""
+        self.rows = self.read_rows()
+        return self
+
+    def table(self, kind: str) -> Path:
+        """Where a table of this run belongs."""
+        return self.csv.with_name(f"{self.name}.{kind}.csv.gz")
+
+    @property
+    def diverged(self) -> bool:
+        return bool(self.rows) and self.rows[-1]["status"] == "diverged"
+
+    @property
+    def finished(self) -> bool:
+        """Every row is there, and the checkpoint, too: a CSV alone keeps no one from making the run."""
+        return self.diverged or (len(self.rows) == self.args.epochs and self.checkpoint.exists())
+
+    def read_rows(self) -> list[dict]:
+        """The rows on disk; none, after a warning, where they are not this run's."""
+        if not self.csv.exists():
+            return []
+        try:
+            _, rows = read_rows(self.csv)
+            self.compare(rows[0] if rows else {})
+            return rows
+        except Damaged as error:
+            warn(f"{self.csv} is damaged ({error}): the run begins again")
+            return []
+
+    def compare(self, found: dict) -> None:
+        """Raises Damaged where columns that were found are not this run's; one that was not there
+        is at its default."""
+        other = [key for key, value in self.about.items() if key in found and found[key] != value]
+        if other:
+            raise Damaged(f"it is not this run's by its {other[0]}")
+
+    def append(self, epoch: int, measured: dict[str, float], seconds: float) -> None:
+        """Adds an epoch's row. Where a loss is not finite the run is diverged, as a whole: every row
+        says so. A measurement that is not one of MEASURES gets a column of its own."""
+        figures = dict.fromkeys(MEASURES, "") | {key: f"{measured[key]:.6g}" for key in measured}
+        row = (
+            self.about | {"epoch": epoch} | figures | {"seconds": f"{seconds:.3f}", "status": "ok"}
+        )
+        self.rows.append(row | self.where)
+        if not all(map(math.isfinite, measured.values())):
+            self.rows = [row | {"status": "diverged"} for row in self.rows]
+        own = [key for key in self.rows[-1] if key not in COLUMNS]
+        table = [[row.get(column, "") for column in (*COLUMNS, *own)] for row in self.rows]
+        write_table(self.csv, [*COLUMNS, *own], table)
+
+    def save(self, epoch: int, state: dict) -> None:
+        """Replaces the checkpoint; the one before stays beside it."""
+        if self.checkpoint.exists():
+            os.replace(self.checkpoint, self.previous)
+        write_checkpoint(self.checkpoint, {"about": self.about, "epoch": epoch, **state})
+
+    def resume(self, restore) -> int:
+        """The epoch of the newest checkpoint that is whole and that `restore` takes, 0 where there
+        is none. `restore(content)` raises Damaged before it changes anything."""
+        begin = self.args.force or self.args.no_resume
+        for path in (self.checkpoint, self.previous):
+            if begin or not path.exists():
+                continue
+            try:
+                with taken_apart():
+                    content = read_checkpoint(path)
+                    self.compare(content["about"])
+                    epoch, rows = content["epoch"], len(self.rows)
+                    if not 0 < epoch <= rows:
+                        why = f"the CSV has {rows} rows that can be used"
+                        raise Damaged(f"it is of epoch {epoch}, and {why}")
+                    restore(content)
+                self.rows = self.rows[:epoch]
+                return epoch
+            except Damaged as error:
+                warn(f"the checkpoint {path} is not used: {error}")
+        self.rows = []
+        return 0
+
+
+class Outcome(NamedTuple):
+    """What `fit` returns: where the run's records are, its rows as they stand there, and whether it
+    is complete. Of a dry run, how long it would take."""
+
+    csv: Path
+    rows: list[dict]
+    epochs: int
+    again: bool = False  # it was finished before
+    seconds: float = 0.0
+
+    @property
+    def finished(self) -> bool:
+        return len(self.rows) == self.epochs and not self.diverged
+
+    @property
+    def diverged(self) -> bool:
+        return bool(self.rows) and self.rows[-1]["status"] == "diverged"
+
+    @property
+    def code(self) -> int:
+        """The process's exit code."""
+        return int(self.diverged)
+
+
+# -------------------------------------------------------------------------------------------- grids
+
+
+def run_grid(runs: list[Settings], run) -> tuple[int, list[Outcome]]:
+    """Makes, by `run(args)`, each of `runs` that is neither finished nor locked: a second process
+    that walks the same list, in another terminal, a Slurm array or after a crash, makes the others.
+
+    A run that fails does not stop the rest, and is named at the end. Returns the exit code, 1 where
+    a run failed or diverged, and what is there of every run."""
+    from harness.processes import rank_zero
+
+    if not runs:
+        raise UserError("this grid is empty: give each of its flags a value that fits")
+    if runs[0].dry_run and not rank_zero():
+        return 0, []
+    there = {name_run(args).run: outcome_on_disk(args) for args in runs}
+    left = [args for args in runs if args.force or not there[name_run(args).run]]
+    line = f"{len(runs)} runs: {len(runs) - len(left)} finished, {len(left)} to make"
+    if left:
+        line += f", in about {duration(estimate(left, run))}"
+    print(line)
+    if left and left[0].dry_run:
+        for args in left:
+            run(args)
+        return 0, []
+    failed = make(left, len(runs), run, there)
+    for name in failed:
+        print(f"failed: {name}", file=sys.stderr)
+    outcomes = [there[name_run(args).run] for args in runs]
+    return int(bool(failed)), [outcome for outcome in outcomes if outcome and outcome.finished]
+
+
+def make(left: list[Settings], total: int, run, there: dict) -> list[str]:
+    """Makes the runs that are `left`, puts what they became in `there`, and returns those that failed."""
+    from harness.progress import progress_bar
+
+    failed, locked, quiet = [], [], left and left[0].quiet
+    with progress_bar(total=total, initial=total - len(left), unit=" runs", disable=quiet) as bar:
+        for args in itertools.chain(left, locked):  # those that were locked get a second look
+            name = name_run(args).run
+            bar.set_description_str(name)
+            try:
+                outcome = there[name] = run(args.but(quiet=True))
+                if outcome.code:
+                    failed.append(f"{name} (diverged)")
+            except Locked as error:
+                if not any(args is other for other in locked):
+                    locked.append(args)
+                    continue
+                print(f"left to it: {error}", file=sys.stderr)
+            except Exception as error:
+                line = in_one_line(error)
+                if line is None:
+                    raise
+                failed.append(printable(f"{name} ({line})"))
+            if out_of_time(args) and args is not left[-1]:
+                print("stopped at the time limit: the same command goes on from here")
+                break
+            bar.update()
+    return failed
+
+
+def outcome_on_disk(args: Settings) -> Outcome | None:
+    """What is there of a run that is finished, or has diverged."""
+    name = name_run(args)
+    found = Run(args, name, {}, {}).look()
+    return Outcome(found.csv, found.rows, args.epochs, again=True) if found.finished else None
+
+
+def out_of_time(args: Settings) -> bool:
+    return time.monotonic() - args.process.began >= 60 * args.time_limit
+
+
+def estimate(runs: list[Settings], run) -> float:
+    """Seconds that `runs` will take one after the other; a dry run tells for all seeds of a setting."""
+    seconds, known = 0.0, {}
+    for args in runs:
+        sample = args.but(seed=0, dry_run=True)
+        name = name_run(sample).run
+        if name not in known:
+            with redirect_stdout(io.StringIO()):
+                known[name] = run(sample).seconds
+        seconds += known[name]
+    return seconds
+
+
+def duration(seconds: float) -> str:
+    if seconds < 120:
+        return f"{seconds:.0f} seconds"
+    return f"{seconds / 60:.0f} minutes" if seconds < 7200 else f"{seconds / 3600:.1f} hours"
+
+
+def table_of(outcomes: list[Outcome], choose=lambda rows: rows[-1]):
+    """The last row, or the one that `choose` takes, of each run, as a pandas table."""
+    import pandas as pd
+
+    table = pd.DataFrame([choose(outcome.rows) for outcome in outcomes])
+    if table.empty:
+        return pd.DataFrame(columns=COLUMNS)
+    numbers = ("depth", "width", "seed", "params_trained", "test_acc", "val_acc")
+    for column in numbers:
+        table[column] = pd.to_numeric(table[column])
+    return table
+
+
+def mean_and_deviation(accuracies) -> str:
+    """A pandas series of accuracies as a table shows it: mean ± sample standard deviation (number
+    of seeds)."""
+    n = len(accuracies)
+    if n == 0:
+        return "not run"
+    spread = f" ± {accuracies.std():.1f}" if n > 1 else ""
+    return f"{accuracies.mean():.1f}{spread} ({n})"

@@ -1,0 +1,54 @@
+"""What a run says: the summary at its end, and what TensorBoard shows of it."""
+
+from __future__ import annotations
+
+import sys
+
+import torch
+
+from harness.config import Settings
+from harness.runs import Outcome, Run
+
+
+def summarise(outcome: Outcome, args: Settings) -> None:
+    """Prints what was trained, how well, and where the records are."""
+    rows, epochs = outcome.rows, args.epochs
+    if outcome.diverged:
+        hint = "--force makes it again" if outcome.again else f"try a --lr below {args.lr:g}"
+        told = f"the loss is not finite in epoch {len(rows)} of {epochs} of {outcome.csv}: {hint}"
+        print(f"diverged: {told}", file=sys.stderr)
+        return
+    if args.quiet:
+        return
+    last = rows[-1]
+    trained, total = int(last["params_trained"]), int(last["params_total"])
+    accuracy, chance = float(last["test_acc"]), 100 / int(last["classes"])
+    again = " was finished before (--force makes it again)" if outcome.again else ""
+    print(f"\n{outcome.csv.stem}{again}")
+    print(
+        f"  trained        {args.train}: {trained:,} of {total:,} parameters ({100 * trained / total:.2f} %)"
+    )
+    print(f"  test accuracy  {accuracy:.2f} % after epoch {len(rows)} (chance: {chance:.2f} %)")
+    print(f"  records        {outcome.csv}")
+    if not outcome.finished:
+        flags = (("--force", args.force), ("--no-resume", args.no_resume))
+        given = " and ".join(name for name, is_given in flags if is_given)
+        without = f" without {given}" if given else ""
+        print(
+            f"  not finished   {len(rows)} of {epochs} epochs: the same command{without} goes on from here"
+        )
+
+
+def show(epoch: int, measured: dict[str, float], gammas: list[torch.Tensor], run: Run) -> None:
+    """Losses, accuracies and γ's histogram for TensorBoard, in results/EXPERIMENT/tensorboard/RUN."""
+    from torch.utils.tensorboard import SummaryWriter
+
+    folder = run.csv.parent / "tensorboard" / run.name
+    with SummaryWriter(folder, purge_step=epoch) as board:
+        for key, value in measured.items():
+            board.add_scalar(key, value, epoch)
+        values = torch.cat(
+            [gamma.detach().float().reshape(-1).cpu() for gamma in gammas] or [torch.empty(0)]
+        )
+        if len(values) and values.abs().max() < 1e20:  # TensorBoard's histograms end there
+            board.add_histogram("gamma", values, epoch)
