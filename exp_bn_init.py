@@ -68,6 +68,7 @@ class DavisFrank(common.Settings):
 def run_davis_frank(args):
     data = common.load_data(args)
     model = build_davis_frank(args, data)
+    common.freeze(model, all_but_inputs_beta, called="all")
     return common.fit(model, data, args, recipe)
 
 
@@ -101,12 +102,15 @@ def normalise_input(model, data, bn_weight):
     channels, device = data.size[2], next(model.parameters()).device
     bn = nn.BatchNorm2d(channels).to(device)
     bn.weight.fill_(0.58 * bn_weight if bn_weight > 0 else 1)
-    bn.bias.requires_grad_(False)
     data.mean_std = (
         torch.zeros(channels, device=device),
         torch.full((channels,), 255.0, device=device),
     )
     return nn.Sequential(bn, model)
+
+
+def all_but_inputs_beta(name, module, parameter):
+    return name != "0.bias"
 
 
 def recipe(model, args):

@@ -1,32 +1,39 @@
-"""From the CSVs in results/ to the papers' tables and figures, beside the published numbers, and a verdict on each claim. Reads CSVs and nothing else, trains nothing.
+"""From the CSVs in results/ to the papers' tables and figures, beside the published numbers, and a
+verdict on each claim. Reads CSVs and nothing else, trains nothing.
 
-    python plots.py                                       # tables/ and figures/ of everything in results/
-    python plots.py --only claims accuracy_depth          # these alone
+    python plots.py                                     # tables/ and figures/ of results/
+    python plots.py --only claims accuracy_depth        # these alone
     python plots.py --dataset digits --results elsewhere --out /some/folder --format md png
-    python plots.py --with evidence                       # your runs beside those that came with the project
-    python plots.py --results evidence --out evidence     # makes what is committed
+    python plots.py --with evidence                     # your runs beside those of the project
+    python plots.py --results evidence --out evidence   # makes what is committed
 
-A table is written as Markdown, LaTeX (booktabs) and, in full precision, CSV; a figure, one for each data set, as PNG and PDF.
-Averages are over seeds and nothing else; a difference is that of runs with the same seed, with the 95 % interval of Student's t.
+A table is written as Markdown, LaTeX (booktabs) and, in full precision, CSV; a figure, one for each
+data set, as PNG and PDF. Averages are over seeds and nothing else; a difference is that of runs
+with the same seed, with the 95 % interval of Student's t. A new table or figure is one function in
+report/tables.py or report/figures.py.
 """
 
 from __future__ import annotations
 
+import harness  # noqa: F401, Ctrl-C during imports is one line
+
+# isort: split
 import argparse
 import sys
 from pathlib import Path
 
-import startup  # noqa: F401, Ctrl-C during imports is one line
-
 import pandas as pd
 
-from plot_figures import FIGURES
-from plot_runs import pack, read_bench, read_runs
-from plot_tables import TABLES, Difference, Mean, Table, distinct
-from records import cannot_write, file_name, printable
+from harness.errors import cannot_write, printable
+from harness.runs import file_name
+from report import claims, figures, tables  # noqa: F401, they fill the registry
+from report.registry import FIGURES, TABLES
+from report.runs import pack_runs, read_bench, read_runs
+from report.stats import Difference, Mean
+from report.sweeps import distinct
+from report.tables import Table
 
-# ---------------------------------------------------------------------------------------------------------- command line
-
+FORMATS = ["md", "tex", "csv", "png", "pdf"]
 LATEX = str.maketrans(
     {
         "±": r"$\pm$",
@@ -41,91 +48,98 @@ LATEX = str.maketrans(
         "<": r"\textless{}",
     }
 )
-SPECIAL = str.maketrans(
-    {c: rf"\{c}" for c in "&%$#_{}"}
-    | {"\\": r"\textbackslash{}", "~": r"\textasciitilde{}", "^": r"\textasciicircum{}"}
-)
-COMMANDS = {  # what makes the runs of each table and figure
-    "parameters": "exp_bn_only.py --dataset digits",
-    "accuracy": "exp_bn_only.py --dataset digits",
-    "against_bn": "exp_bn_only.py --dataset digits --train all",
-    "random_params": "exp_random_params.py --dataset digits --seeds 0 1 2 3 4",
-    "depth_width": "exp_depth_width.py --dataset digits --seeds 0 1 2 3 4",
-    "initialisation": "exp_bn_init.py frankle --dataset digits --gamma-init uniform ones --seeds 0 1 2 3 4",
-    "davis_frank": "exp_bn_init.py davis_frank --dataset digits --network cifar_resnet14 --seeds 1 2 3 4 5",
-    "mlp_lenet": "exp_mlp_lenet.py --bn before after --train bn all --seeds 0 1 2 3 4",
-    "tuned": "exp_mlp_lenet.py --dataset digits --tune 30 --epochs 20",
-    "variants": "exp_bn_only.py --dataset imagefolder --data data/cifar10-jpeg-twice",
-    "made": "exp_bn_only.py --dataset digits",
-    "speed": "bench.py",
-    "recipes": "exp_bn_only.py --dataset digits --schedule cosine",
-    "precision": "exp_bn_only.py --dataset digits --precision fp32",
-    "claims": "exp_bn_only.py --dataset digits",
-    "accuracy_depth": "exp_depth_width.py --dataset digits --widths 1",
-    "accuracy_width": "exp_depth_width.py --dataset digits --depths 14",
-    "accuracy_parameters": "exp_depth_width.py --dataset digits",
-    "learning_curves": "exp_bn_only.py --dataset digits",
-    "gamma_beta": "exp_bn_only.py --dataset digits --train all",
-    "small_gammas": "exp_bn_only.py --dataset digits --train all",
-    "pruning": "exp_bn_only.py --dataset digits",
-    "relu_active": "exp_bn_only.py --dataset digits --train all",
-}
+ESCAPED = {character: rf"\{character}" for character in "&%$#_{}"}
+ESCAPED |= {"\\": r"\textbackslash{}", "~": r"\textasciitilde{}", "^": r"\textasciicircum{}"}
+SPECIAL = str.maketrans(ESCAPED)
+
+
+# ------------------------------------------------------------------------------------------ tables
 
 
 def markdown(table: pd.DataFrame) -> str:
-    rows = [table.columns, ["---"] * len(table.columns), *table.values]
-    return "\n".join(
-        "| " + " | ".join(printable(str(cell)).replace("|", "\\|") for cell in row) + " |"
-        for row in rows
-    )
+    lines = []
+    for row in (table.columns, ["---"] * len(table.columns), *table.values):
+        cells = [printable(str(cell)).replace("|", "\\|") for cell in row]
+        lines.append(f"| {' | '.join(cells)} |")
+    return "\n".join(lines)
 
 
 def latex(table: pd.DataFrame, caption: str) -> str:
     """With \\usepackage{booktabs}."""
-    return (
-        table.rename(columns=str)
-        .to_latex(index=False, escape=True, caption=printable(caption).translate(SPECIAL))
-        .translate(LATEX)
-    )
+    caption = printable(caption).translate(SPECIAL)
+    text = table.rename(columns=str).to_latex(index=False, escape=True, caption=caption)
+    return text.translate(LATEX)
 
 
-def write_table(name: str, tables: list[Table], folder: Path, formats: set[str]) -> None:
+def holds(parts: list[Table], kind: type) -> bool:
+    """Whether any cell is of this kind."""
+    for part in parts:
+        for row in part.rows:
+            if any(isinstance(value, kind) for value in row.values()):
+                return True
+    return False
+
+
+def write_table(name: str, parts: list[Table], folder: Path, formats: set[str]) -> None:
+    """Prints a table, which may have several parts, and writes it to NAME.md, .tex and .csv."""
     folder.mkdir(parents=True, exist_ok=True)
-    about = " ".join(TABLES[name].__doc__.split())
-    means = ", mean ± sample standard deviation (number of seeds)" * any(
-        isinstance(value, Mean) for table in tables for row in table.rows for value in row.values()
-    )
-    differences = "; differences over paired seeds with their 95 % interval" * any(
-        isinstance(value, Difference)
-        for table in tables
-        for row in table.rows
-        for value in row.values()
-    )
-    text = (
-        "\n\n".join(
-            [
-                f"{about.rstrip('.')}{means}{differences}.",
-                *(
-                    f"**{printable(t.title)}**\n\n{markdown(t.shown())}"
-                    + f"\n\n{t.note}" * bool(t.note)
-                    for t in tables
-                ),
-            ]
-        )
-        + "\n"
-    )
+    means, differences = "", ""
+    if holds(parts, Mean):
+        means = ", mean ± sample standard deviation (number of seeds)"
+    if holds(parts, Difference):
+        differences = "; differences over paired seeds with their 95 % interval"
+    about = " ".join((TABLES[name].make.__doc__ or name).split()).rstrip(".")
+    paragraphs = [f"{about}{means}{differences}."]
+    for part in parts:
+        paragraphs += [f"**{printable(part.title)}**", markdown(part.shown())]
+        paragraphs += [part.note] if part.note else []
+    text = "\n\n".join(paragraphs) + "\n"
     print(f"# {name}\n\n{text}")
     if "md" in formats:
         (folder / f"{name}.md").write_text(text, encoding="utf-8")
     if "tex" in formats:
-        (folder / f"{name}.tex").write_text(
-            "\n".join(latex(t.shown(), f"{t.title}{means}. {t.note}".strip()) for t in tables),
-            encoding="utf-8",
-        )
+        captions = [f"{part.title}{means}. {part.note}".strip() for part in parts]
+        pairs = zip(parts, captions, strict=True)
+        text = "\n".join(latex(part.shown(), caption) for part, caption in pairs)
+        (folder / f"{name}.tex").write_text(text, encoding="utf-8")
     if "csv" in formats:
-        pd.concat([t.flat() for t in tables]).to_csv(
-            folder / f"{name}.csv", index=False, float_format="%.6g", lineterminator="\n"
-        )
+        rows = pd.concat([part.flat() for part in parts])
+        options = {"index": False, "float_format": "%.6g", "lineterminator": "\n"}
+        rows.to_csv(folder / f"{name}.csv", **options)
+
+
+# ----------------------------------------------------------------------------------------- figures
+
+
+def without_formulas(value):
+    """A setting as matplotlib is to show it: it would set what stands between dollars."""
+    return value.replace("$", r"\$") if isinstance(value, str) else value
+
+
+def draw_figures(name: str, runs: pd.DataFrame, folder: Path, formats: set[str]) -> bool:
+    """Draws a figure for each data set whose runs suffice, and returns whether there was one."""
+    drawn = []
+    for dataset, of_dataset in runs.groupby("dataset"):
+        figure = FIGURES[name].make(of_dataset)
+        if figure is not None:
+            drawn.append(dataset)
+            save(figure, folder / f"{name}-{file_name(dataset)}", formats)
+    if drawn and formats & {"png", "pdf"}:
+        print(f"# {name}\n\nin {folder}, of {printable(', '.join(drawn))}\n")
+    return bool(drawn)
+
+
+def save(figure, path: Path, formats: set[str]) -> None:
+    import matplotlib.pyplot as plt
+
+    path.parent.mkdir(parents=True, exist_ok=True)
+    for suffix, unchanging in (("png", {"Software": None}), ("pdf", {"CreationDate": None})):
+        if suffix in formats:
+            figure.savefig(path.with_name(f"{path.name}.{suffix}"), dpi=200, metadata=unchanging)
+    plt.close(figure)
+
+
+# ------------------------------------------------------------------------------------ command line
 
 
 class Parser(argparse.ArgumentParser):
@@ -135,18 +149,22 @@ class Parser(argparse.ArgumentParser):
         self.exit(2, f"error: {printable(message)} (--help explains)\n")
 
 
-def main(argv=None) -> int:
+def parser() -> Parser:
     p = Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     p.add_argument(
         "--only",
         nargs="+",
-        choices=list(COMMANDS),
+        choices=list(dict.fromkeys([*TABLES, *FIGURES])),
         metavar="NAME",
         help=f"of the tables ({', '.join(TABLES)}) and figures ({', '.join(FIGURES)})",
     )
     p.add_argument("--dataset", help="of this data set alone")
     p.add_argument(
-        "--results", type=Path, default=Path("results"), metavar="FOLDER", help="default results"
+        "--results",
+        type=Path,
+        default=Path("results"),
+        metavar="FOLDER",
+        help="the runs that are read (default results)",
     )
     p.add_argument(
         "--with",
@@ -170,90 +188,70 @@ def main(argv=None) -> int:
         metavar="FOLDER",
         help="where tables/ and figures/ go (default here)",
     )
-    p.add_argument(
-        "--format",
-        nargs="+",
-        choices=["md", "tex", "csv", "png", "pdf"],
-        default=["md", "tex", "csv", "png", "pdf"],
-        help="default all",
-    )
+    p.add_argument("--format", nargs="+", choices=FORMATS, default=FORMATS, help="default all")
+    return p
+
+
+def main(argv=None) -> int:
+    p = parser()
     args = p.parse_args(argv)
     folders = [args.results, *args.others]
-    try:
-        for folder in folders:
-            if not folder.is_dir():
-                print(
-                    printable(
-                        f"warning: {folder} is no folder: --results names the one that holds the runs"
-                    ),
-                    file=sys.stderr,
-                )
-    except OSError as error:  # no folder can have this name
-        p.error(f"--results {folder}: {error.strerror}")
-    try:
-        if args.pack:
-            for path in pack(folders, args.pack):
+    for folder in folders:
+        try:
+            found = folder.is_dir()
+        except OSError as error:  # no folder can have this name
+            p.error(f"--results {folder}: {error.strerror}")
+        if not found:
+            warning = f"warning: {folder} is no folder: --results names the one that holds the runs"
+            print(printable(warning), file=sys.stderr)
+    if args.pack:
+        try:
+            for path in pack_runs(folders, args.pack):
                 print(printable(str(path)))
-            return 0
-    except OSError as error:
-        return stopped(
-            cannot_write(args.pack, error, "name a folder that can be written with --pack")
-        )
-    everything = read_runs(*folders)
+        except OSError as error:
+            instead = "name a folder that can be written with --pack"
+            return stopped(cannot_write(args.pack, error, instead))
+        return 0
+    runs = read_runs(*folders)
     if args.dataset:
-        if args.dataset not in (names := sorted(everything.dataset.unique())):
-            p.error(
-                f"{args.results} has no finished run of the data set {args.dataset}: it has {', '.join(names) or 'none at all'}"
-            )
-        everything = everything[everything.dataset == args.dataset]
-    runs, measured = distinct(everything), read_bench(*folders)
-    formats, no_formulas = (
-        set(args.format),
-        runs.map(lambda value: value.replace("$", r"\$") if isinstance(value, str) else value),
-    )  # matplotlib would set them
+        names = sorted(runs.dataset.unique())
+        if args.dataset not in names:
+            there = ", ".join(names) or "none at all"
+            missing = f"{args.results} has no finished run of the data set {args.dataset}"
+            p.error(f"{missing}: it has {there}")
+        runs = runs[runs.dataset == args.dataset]
     try:
-        for name in args.only or COMMANDS:
-            source = {"speed": measured, "made": everything}.get(name, runs)
-            tables = list(TABLES[name](source)) if name in TABLES and len(source) else []
-            figures = (
-                {
-                    dataset: figure
-                    for dataset, here in no_formulas.groupby("dataset")
-                    if (figure := FIGURES[name](here))
-                }
-                if name in FIGURES
-                else {}
-            )
-            if tables:
-                write_table(name, tables, args.out / "tables", formats)
-            for dataset, figure in figures.items():
-                save(figure, args.out / "figures" / f"{name}-{file_name(dataset)}", formats)
-            if figures and formats & {"png", "pdf"}:
-                print(
-                    f"# {name}\n\nin {args.out / 'figures'}, of {printable(', '.join(figures))}\n"
-                )
-            if not tables and not figures:
-                print(f"{name}: not run yet: python {COMMANDS[name]}")
+        make(args, runs, read_bench(*folders))
     except OSError as error:
-        return stopped(
-            cannot_write(args.out, error, "name a folder that can be written with --out")
-        )
+        instead = "name a folder that can be written with --out"
+        return stopped(cannot_write(args.out, error, instead))
     return 0
+
+
+def make(args, runs: pd.DataFrame, measured: pd.DataFrame) -> None:
+    """Makes the tables, then the figures, that were asked for, and names those without runs."""
+    sources = {"distinct": distinct(runs), "all": runs, "bench": measured}
+    drawn = sources["distinct"].map(without_formulas)
+    formats = set(args.format)
+    for name, entry in TABLES.items():
+        if name not in (args.only or TABLES):
+            continue
+        source = sources[entry.source]
+        parts = list(entry.make(source)) if len(source) else []
+        if parts:
+            write_table(name, parts, args.out / "tables", formats)
+        else:
+            print(f"table {name}: not run yet: python {entry.command}")
+    for name, entry in FIGURES.items():
+        if name not in (args.only or FIGURES):
+            continue
+        if not draw_figures(name, drawn, args.out / "figures", formats):
+            print(f"figure {name}: not run yet: python {entry.command}")
 
 
 def stopped(error) -> int:
     print(printable(f"error: {error}"), file=sys.stderr)
     return error.exit_code
-
-
-def save(figure, path: Path, formats: set[str]) -> None:
-    import matplotlib.pyplot as plt
-
-    path.parent.mkdir(parents=True, exist_ok=True)
-    for suffix, metadata in (("png", {"Software": None}), ("pdf", {"CreationDate": None})):
-        if suffix in formats:
-            figure.savefig(path.with_name(f"{path.name}.{suffix}"), dpi=200, metadata=metadata)
-    plt.close(figure)
 
 
 if __name__ == "__main__":

@@ -156,6 +156,7 @@ class Process:
         return "" if ours().get(self.script.name) == digest else digest
 
 
+@cache
 def ours() -> dict[str, str]:
     """The digests of this collection's scripts as they came: the names of their runs do not depend on
     their source. A test compares them, and says what belongs here."""

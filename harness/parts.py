@@ -182,11 +182,11 @@ def trained_as(model: nn.Module) -> str:
             rest = [part for part in whole if part not in ("gamma", "beta")]
             whole = ["bn" if only_batch else "norm", *rest]
         return "+".join(whole)
-    if now == known.frozen_for and known.called:
-        return known.called
     for word, names in meanings.items():
         if now == names:
             return word
+    if now == known.frozen_for and known.called:
+        return known.called
     return "custom-" + hashlib.sha256("\n".join(sorted(now)).encode()).hexdigest()[:6]
 
 

@@ -37,6 +37,7 @@ COLUMNS = ["experiment", "run", *SETTINGS, "params_total", "params_trained", "ep
 NUMBERS = ("val_fraction depth width seed epochs batch_size lr momentum weight_decay warmup_epochs params_total "
            "params_trained threads classes").split()
 # fmt: on
+OWN = ("bn_weight", "c", "input_norm", "bn", "activation", "hidden", "target")  # of one experiment
 REQUIRED = "experiment run dataset train seed epochs epoch test_acc status".split()
 CHANGING = ("epoch", *MEASURES, *WHERE)  # from one row of a run to the next
 
@@ -128,7 +129,8 @@ def read_rows(path: Path) -> tuple[list[str], list[dict[str, str]]]:
         raise Damaged(f"it lacks the columns {', '.join(missing[:5])}" if text else "it is empty")
     if not text.endswith("\n"):
         raise Damaged("its last row is cut")
-    settled = [column for column in columns if column in COLUMNS and column not in CHANGING]
+    known = [column for column in (*COLUMNS, *OWN) if column not in CHANGING]
+    settled = [column for column in known if column in columns]
     for epoch, row in enumerate(rows, 1):
         check_row(epoch, row, [column for column in settled if row[column] != rows[0][column]])
     return columns, rows
@@ -214,8 +216,9 @@ class Run:
         for folder in folders:
             for left_over in folder.glob(f".{self.name}.*.new"):
                 left_over.unlink(missing_ok=True)
-        alone = self.look().rows and not self.diverged and not self.checkpoint.exists()
-        if alone and not self.args.force:
+        if self.args.force:
+            return self
+        if self.look().rows and not self.diverged and not self.checkpoint.exists():
             note = f"note: {self.csv} is here without its checkpoint; this run takes its place"
             print(note, file=sys.stderr)
         return self

@@ -130,25 +130,27 @@ class GraphedStep:
             return self.step(model, x, y, optimizer, args, weight)
         if self.graph is None:
             self.capture(model, x, y, optimizer, args, weight)
-        self.put_rates()
+        self.put_rates(optimizer)
         self.x.copy_(x)
         self.y.copy_(y)
         self.graph.replay()
         return self.tally
 
     def capture(self, model, x, y, optimizer, args, weight: float) -> None:
-        self.groups = optimizer.param_groups if optimizer else []
-        self.rates = [torch.tensor(float(group["lr"]), device=x.device) for group in self.groups]
+        groups = optimizer.param_groups if optimizer else []
+        self.rates = [torch.tensor(float(group["lr"]), device=x.device) for group in groups]
         self.x, self.y, self.graph = x.clone(), y.clone(), torch.cuda.CUDAGraph()
-        self.put_rates()
+        self.put_rates(optimizer)
         stream = torch.cuda.current_stream()
         # thread_local: a data loader's thread that pins memory is no part of it
         with torch.cuda.graph(self.graph, stream=stream, capture_error_mode="thread_local"):
             self.tally = self.step(model, self.x, self.y, optimizer, args, weight)
 
-    def put_rates(self) -> None:
+    def put_rates(self, optimizer) -> None:
         """Whatever rate has been put in the place of a tensor goes into the tensor."""
-        for group, rate in zip(self.groups, self.rates, strict=True):
+        for group, rate in zip(
+            optimizer.param_groups if self.rates else [], self.rates, strict=True
+        ):
             if group["lr"] is not rate:
                 rate.fill_(group["lr"])
                 group["lr"] = rate

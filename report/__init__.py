@@ -1,0 +1,1 @@
+"""What plots.py makes of the records of runs; needs neither torch nor an experiment."""

@@ -1,0 +1,488 @@
+"""The figures that plots.py draws: each of one data set, at the width of a paper's column. A new
+one is one function:
+
+    @figure("exp_bn_only.py --dataset digits")
+    def best_seed(runs):
+        figure, (axis,) = panel("best seed", "depth", "test accuracy (%)")
+        axis.plot(...)
+        return figure
+
+Colours are Okabe and Ito's, which colour-blind readers tell apart; markers and dashes do so in
+gray."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+import pandas as pd
+
+from report.registry import figure
+from report.stats import Mean
+from report.sweeps import (
+    START,
+    TRAIN,
+    by_start,
+    cells,
+    labelled,
+    of_users,
+    published,
+    random_sweep,
+    rank,
+    recipe,
+    resnets,
+    sweeps,
+    usual_start,
+)
+
+LOOKS = (  # of the words in TRAIN, in that order
+    ("#000000", "o", "-"),
+    ("#56B4E9", "v", "-"),
+    ("#E69F00", "s", "-"),
+    ("#882255", "P", "-"),
+    ("#D55E00", "D", "-"),
+    ("#CC79A7", "^", "--"),
+    ("#009E73", "<", "--"),
+    ("#999933", "h", ":"),
+    ("#0072B2", "X", ":"),
+    ("#888888", "*", ":"),
+)
+LOOK = dict(zip(TRAIN, LOOKS, strict=True))
+RANDOM = ("#332288", "p", "-.")  # random:K
+OTHER = ("#666666", ".", "-")  # a user's
+OTHER_MARKERS = ".1x2+3|4"  # several users' in turn
+PAPER_MARKERS = "os^vD<>"
+STYLE = {
+    "font.size": 7,
+    "axes.titlesize": 7,
+    "legend.fontsize": 6,
+    "lines.markersize": 3.5,
+    "lines.linewidth": 1,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "legend.frameon": False,
+    "pdf.fonttype": 42,
+}
+
+
+# ----------------------------------------------------------------------------------------- drawing
+
+
+def look(train: str) -> dict:
+    """matplotlib's colour, marker and dashes for what was trained."""
+    other = RANDOM if train.startswith("random") else OTHER
+    colour, marker, dashes = LOOK.get(train, other)
+    return {"color": colour, "marker": marker, "linestyle": dashes}
+
+
+def panel(title: str, xlabel: str, ylabel: str, columns: int = 1):
+    """A figure of `columns` panels side by side, 3.4 inches wide in all, and its axes."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    import matplotlib.pyplot as plt
+
+    plt.rcParams.update(STYLE)
+    size = {"figsize": (3.4, 2.6), "layout": "constrained"}
+    figure, axes = plt.subplots(1, columns, squeeze=False, sharey=columns > 1, **size)
+    figure.suptitle(title, fontsize=7)
+    for axis in axes[0]:
+        axis.set(xlabel=xlabel)
+    axes[0, 0].set(ylabel=ylabel)
+    return figure, axes[0]
+
+
+def draw_line(axis, x, values: list[Mean], label: str, **style) -> None:
+    """Means joined by a line, with the standard deviation as a shade."""
+    mean = pd.Series([value.mean for value in values])
+    sd = pd.Series([value.sd for value in values]).fillna(0)
+    axis.plot(x, mean, label=label, **style)
+    axis.fill_between(x, mean - sd, mean + sd, color=style["color"], alpha=0.2, linewidth=0)
+
+
+def draw_lines(axis, sweep: pd.DataFrame, by: str) -> None:
+    """A line over `by` for each label of `sweep`, which tells the number of seeds and, where lines
+    differ in them, of epochs."""
+    labels = sorted(set(sweep.label), key=rank)
+    unknown = [label for label in labels if look(label)["color"] == OTHER[0]]
+    several = sweep[sweep.train != "none"].epochs.nunique() > 1
+    for label in labels:
+        line = sweep[sweep.label == label]
+        points = dict(list(line.groupby(by)))
+        about = seeds(*points.values())
+        if several and line.train.iloc[0] != "none":
+            about += f", {line.epochs.iloc[0]:g} epochs"
+        style = look(label)
+        if label in unknown:
+            style["marker"] = OTHER_MARKERS[unknown.index(label) % len(OTHER_MARKERS)]
+        means = [Mean.of(cell) for cell in points.values()]
+        draw_line(axis, list(points), means, f"{label} ({about})", **style)
+    draw_chance(axis, sweep)
+
+
+def draw_chance(axis, sweep: pd.DataFrame) -> None:
+    classes = sweep.classes.dropna()
+    if len(classes):
+        style = {"color": "#888888", "linewidth": 0.6, "linestyle": (0, (1, 3))}
+        axis.axhline(100 / classes.iloc[0], label="chance", **style)
+    axis.set(ylim=(0, 100))
+
+
+def draw_histogram(axis, values: pd.Series, bins: int, low: float, high: float, **style) -> None:
+    """Percent of `values` in each of so many bins; the outer ones hold what lies beyond."""
+    weights = [100 / len(values)] * len(values)
+    kind = {"bins": bins, "range": (low, high), "weights": weights, "histtype": "step"}
+    axis.hist(values.clip(low, high), **kind, **style)
+
+
+def legend_below(axis, columns: int = 2) -> None:
+    handles, labels = axis.get_legend_handles_labels()
+    axis.figure.legend(handles, labels, loc="outside lower center", ncols=columns)
+
+
+def log_ticks(axis, values) -> None:
+    axis.set(xscale="log")
+    axis.set_xticks(values, [f"{value:g}" for value in values])
+    axis.minorticks_off()
+
+
+def seeds(*cells: pd.DataFrame) -> str:
+    """The number of seeds of `cells`, as a legend shows it."""
+    numbers = [cell.seed.nunique() for cell in cells]
+    fewest, most = min(numbers), max(numbers)
+    number = f"{fewest}–{most}" if most > fewest else f"{most}"
+    return f"{number} seed" if most == 1 else f"{number} seeds"
+
+
+def of_train(sweep: pd.DataFrame, train: str) -> tuple[pd.DataFrame, str]:
+    """The runs that trained this, and what a legend says of them."""
+    cell = sweep[sweep.train == train]
+    return cell, f"{train} ({seeds(cell)})"
+
+
+# ----------------------------------------------------------------------------- what is drawn of it
+
+
+class Chosen(NamedTuple):
+    """The sweep that a figure is of."""
+
+    title: str
+    sweep: pd.DataFrame
+
+
+def choose(found, key: Callable) -> Chosen | None:
+    """Of titles and sweeps the first whose sweep has the greatest `key`; None of none."""
+    chosen = max(found, default=None, key=lambda item: key(item[1]))
+    return None if chosen is None else Chosen(*chosen)
+
+
+def main_sweep(runs: pd.DataFrame, *varied: str, having: Callable) -> Chosen | None:
+    """The sweep of the most epochs, then seeds, then settings, among those `having` what a figure
+    needs."""
+
+    def size(sweep: pd.DataFrame) -> tuple:
+        settings = len(sweep[list(varied)].drop_duplicates())
+        return sweep.epochs.max(), sweep.seed.nunique(), settings
+
+    return choose([item for item in sweeps(runs, *varied) if having(item[1])], size)
+
+
+def deepest(runs: pd.DataFrame, *trains: str) -> Chosen | None:
+    """A ResNet of width 1 of which all of `trains` were run under one recipe: of the most epochs,
+    then the deepest, then of the most seeds."""
+
+    def size(sweep: pd.DataFrame) -> tuple:
+        return sweep.epochs.max(), sweep.depth.iloc[0], sweep.seed.nunique()
+
+    narrow = resnets(usual_start(runs)).query("width == 1")
+    found = sweeps(narrow, "train")
+    return choose([item for item in found if set(trains) <= set(item[1].train)], size)
+
+
+def tables_of(runs: pd.DataFrame, kind: str) -> list[pd.DataFrame]:
+    """The tables that were kept beside `runs`: `channels` or `pruning`."""
+    tables = [record.table(kind) for record in runs.record]
+    return [table for table in tables if table is not None]
+
+
+def learned(runs: pd.DataFrame) -> tuple[Chosen, dict[str, list[pd.DataFrame]]] | None:
+    """The deepest network of which γ and β alone and everything were trained, and what it learned
+    by what was trained: tables of its channels."""
+    chosen = deepest(runs, "bn", "all")
+    if chosen is None:
+        return None
+    channels = {train: tables_of(cell, "channels") for train, cell in cells(chosen.sweep, "train")}
+    return (chosen, channels) if channels["bn"] and channels["all"] else None
+
+
+def line_size(sweep: pd.DataFrame) -> tuple:
+    """What makes a line over depths the one to draw."""
+    return sweep.depth.nunique() > 1, sweep.epochs.max(), sweep.seed.nunique()
+
+
+def lines_of_depth(runs: pd.DataFrame) -> list[pd.DataFrame]:
+    """For each --train the sweep over depths by the longest recipe that has several, if any, else
+    the longest. Then those of users' experiments that share their recipe with one of these."""
+    ours = []
+    for _, of_word in cells(usual_start(runs), "train"):
+        ours.append(choose(sweeps(of_word, "depth"), line_size).sweep)
+    varied = "experiment", "depth", "train"
+    known = {recipe(line, *varied) for line in ours}
+    users = []
+    for _, of_word in cells(runs[of_users(runs)], "experiment", "train"):
+        lines = list(sweeps(of_word, "depth"))
+        if known:
+            lines = [item for item in lines if recipe(item[1], *varied) in known]
+        chosen = choose(lines, line_size)
+        if chosen:
+            users.append(chosen.sweep)
+    return ours + users
+
+
+# ----------------------------------------------------------------------------------------- accuracy
+
+
+@figure("exp_depth_width.py --dataset digits --widths 1")
+def accuracy_depth(runs):
+    """Accuracy against depth, at width 1, with the published points. Each --train by the longest
+    recipe that it was run with at several depths, if any, else the longest."""
+    narrow = resnets(runs).query("width == 1")
+    lines = lines_of_depth(narrow[~random_sweep(narrow)])
+    if not lines:
+        return None
+    sweep = labelled(pd.concat(lines))
+    papers = published(runs.dataset.iloc[0]).query("width == 1")
+    if sweep.depth.nunique() < 2 and papers.empty:
+        return None
+    title = sweep.dataset.iloc[0]
+    if sweep[sweep.train != "none"].epochs.nunique() == 1:
+        title += f", {sweep.epochs.max():g} epochs"
+    figure, (axis,) = panel(title, "depth (layers)", "test accuracy (%)")
+    draw_lines(axis, sweep, "depth")
+    markers = dict(zip(papers.source.unique(), PAPER_MARKERS, strict=False))
+    shown = papers[papers.train.isin(list(sweep.label))]
+    for (train, source), points in shown.groupby(["train", "source"]):
+        style = look(train) | {"linestyle": "none", "marker": markers[source]}
+        label = f"{train}, {source}, {points.dataset.iloc[0]}"
+        axis.plot(points.depth, points.value, **style, markerfacecolor="none", label=label)
+    log_ticks(axis, sorted({*sweep.depth, *papers.depth}))
+    legend_below(axis)
+    return figure
+
+
+@figure("exp_depth_width.py --dataset digits --depths 14")
+def accuracy_width(runs):
+    """Accuracy against width, at depth 14."""
+
+    def several(sweep: pd.DataFrame) -> bool:
+        return sweep.width.nunique() > 1
+
+    shallow = resnets(usual_start(runs)).query("depth == 14")
+    chosen = main_sweep(shallow, "width", "train", having=several)
+    if chosen is None:
+        return None
+    figure, (axis,) = panel(chosen.title, "width (factor on the channels)", "test accuracy (%)")
+    draw_lines(axis, labelled(chosen.sweep), "width")
+    log_ticks(axis, sorted(set(chosen.sweep.width)))
+    legend_below(axis)
+    return figure
+
+
+@figure("exp_depth_width.py --dataset digits")
+def accuracy_parameters(runs):
+    """Accuracy against the number of trained parameters, for whatever is trained and whatever the
+    shape."""
+
+    def several(sweep: pd.DataFrame) -> bool:
+        return sweep.params_trained.nunique() > 2
+
+    trained = resnets(usual_start(runs)).query("train != 'none'")
+    trained = trained[trained.params_trained > 0]
+    chosen = main_sweep(trained, "depth", "width", "train", having=several)
+    if chosen is None:
+        return None
+    figure, (axis,) = panel(chosen.title, "trained parameters", "test accuracy (%)")
+    sweep = chosen.sweep
+    sweep = sweep.assign(kind=sweep.train.str.replace(r"random:\w+", "random:K", regex=True))
+    for kind in sorted(set(sweep.kind), key=rank):
+        of_kind = sweep[sweep.kind == kind]
+        points = [cell for _, cell in cells(of_kind, "train", "depth", "width")]
+        counts = [cell.params_trained.iloc[0] for cell in points]
+        label = f"{kind} ({seeds(of_kind)})"
+        style = look(kind) | {"linestyle": "none", "elinewidth": 0.6}
+        means, sds = error_bars(points)
+        axis.errorbar(counts, means, sds, label=label, **style)
+    draw_chance(axis, sweep)
+    axis.set(xscale="log")
+    legend_below(axis, 3)
+    return figure
+
+
+def error_bars(cells: list[pd.DataFrame]) -> tuple[list[float], list[float]]:
+    """Means and standard deviations of the accuracy of each cell; of one seed the latter is 0."""
+    values = [Mean.of(cell) for cell in cells]
+    return [v.mean for v in values], [v.sd if v.seeds > 1 else 0 for v in values]
+
+
+@figure("exp_bn_only.py --dataset digits")
+def learning_curves(runs):
+    """Test accuracy epoch by epoch, of the deepest network."""
+    chosen = deepest(runs, "bn")
+    if chosen is None:
+        return None
+    figure, (axis,) = panel(chosen.title, "epoch", "test accuracy (%)")
+    for train in sorted(set(chosen.sweep.train) - {"none"}, key=rank):
+        cell, label = of_train(chosen.sweep, train)
+        curves = [record.epochs.set_index("epoch").test_acc for record in cell.record]
+        curves = pd.concat(curves, axis=1)
+        style = look(train) | {"marker": ""}
+        draw_line(axis, curves.index, Mean.of_rows(curves), label, **style)
+    axis.set(ylim=(0, 100))
+    legend_below(axis)
+    return figure
+
+
+# ------------------------------------------------------------------------------ what was learned
+
+
+@figure("exp_bn_only.py --dataset digits --train all")
+def gamma_beta(runs):
+    """Histograms of γ and β after training, BN-only against everything."""
+    found = learned(runs)
+    if found is None:
+        return None
+    (title, sweep), channels = found
+    figure, axes = panel(title, "", "channels (%)", columns=2)
+    for axis, which, letter in zip(axes, ("gamma", "beta"), "γβ", strict=True):
+        values = {train: pd.concat(channels[train])[which] for train in ("bn", "all")}
+        both = pd.concat(values.values())
+        low, high = both.quantile(0.002), both.quantile(0.998)
+        for train, value in values.items():
+            draw_histogram(axis, value, 50, low, high, **histogram_look(sweep, train))
+        axis.set(xlabel=letter)
+    legend_below(axes[0])
+    return figure
+
+
+def histogram_look(sweep: pd.DataFrame, train: str) -> dict:
+    dashes = {"bn": "-", "all": "--"}.get(train, ":")
+    _, label = of_train(sweep, train)
+    return {"color": look(train)["color"], "linestyle": dashes, "label": label}
+
+
+@figure("exp_bn_only.py --dataset digits --train all")
+def small_gammas(runs):
+    """Share of |γ| < 0.01 in each BatchNorm, from the input to the output."""
+    found = learned(runs)
+    if found is None:
+        return None
+    (title, sweep), channels = found
+    xlabel = "BatchNorm layer, from the input on"
+    figure, (axis,) = panel(title, xlabel, "share of |γ| < 0.01 (%)")
+    for train, dashes in (("bn", "-"), ("all", "--")):
+        shares = []
+        for table in channels[train]:
+            small = table.gamma.abs() < 0.01
+            shares.append(100 * small.groupby(table.layer, sort=False).mean())
+        shares = pd.concat(shares, axis=1)
+        layers = range(1, len(shares) + 1)
+        _, label = of_train(sweep, train)
+        style = look(train) | {"marker": "", "linestyle": dashes}
+        draw_line(axis, layers, Mean.of_rows(shares), label, **style)
+    axis.set(ylim=(0, None))
+    legend_below(axis)
+    return figure
+
+
+@figure("exp_bn_only.py --dataset digits")
+def pruning(runs):
+    """Accuracy after every γ below a threshold is set to zero."""
+    chosen = deepest(runs, "bn")
+    if chosen is None:
+        return None
+    xlabel = "threshold on |γ| (0: as trained)"
+    figure, (axis,) = panel(chosen.title, xlabel, "test accuracy (%)")
+    shown = {"bn", "all", "bn+output", "gamma"} & set(chosen.sweep.train)
+    for train in sorted(shown, key=rank):
+        cell, label = of_train(chosen.sweep, train)
+        tables = [table.set_index("threshold").test_acc for table in tables_of(cell, "pruning")]
+        if tables:
+            accuracies = pd.concat(tables, axis=1)
+            x = range(len(accuracies))
+            draw_line(axis, x, Mean.of_rows(accuracies), label, **look(train))
+            axis.set_xticks(x, [f"{threshold:g}" for threshold in accuracies.index])
+    axis.set(ylim=(0, 100))
+    legend_below(axis)
+    return figure
+
+
+@figure("exp_bn_only.py --dataset digits --train all")
+def relu_active(runs):
+    """How often each ReLU is active on the test images: BN-only, everything, nothing trained."""
+    found = learned(runs)
+    if found is None:
+        return None
+    (title, sweep), channels = found
+    figure, (axis,) = panel(title, "share of test activations above zero (%)", "channels (%)")
+    for train in ("all", "bn", "none"):
+        if channels.get(train):
+            active = 100 * pd.concat(channels[train]).active.dropna()
+            draw_histogram(axis, active, 40, 0, 100, **histogram_look(sweep, train))
+    legend_below(axis, 3)
+    return figure
+
+
+# ------------------------------------------------------------------------ random parameters, starts
+
+
+@figure("exp_random_params.py --dataset digits --seeds 0 1 2 3 4")
+def random_params(runs):
+    """Accuracy against the number of random entries of each channel, BatchNorm's own beside it."""
+
+    def several(sweep: pd.DataFrame) -> bool:
+        return sweep.train[sweep.train.str.fullmatch(r"random:\w+")].nunique() > 1
+
+    chosen = main_sweep(usual_start(runs), "train", having=several)
+    if chosen is None:
+        return None
+    xlabel = "random entries of each channel that are trained"
+    figure, (axis,) = panel(chosen.title, xlabel, "test accuracy (%)")
+    sweep = chosen.sweep
+    swept = {train for train in sweep.train if train.startswith("random:") and "+" not in train}
+    swept = sorted(swept, key=rank)
+    in_order = [sweep[sweep.train == train] for train in swept]
+    means = [Mean.of(cell) for cell in in_order]
+    label = f"random:K ({seeds(in_order[0])})"
+    draw_line(axis, range(len(swept)), means, label, **look("random"))
+    bn = sweep[sweep.train == "bn"]
+    if len(bn):
+        label = f"bn, as many parameters as K = 2 ({seeds(bn)})"
+        style = look("bn") | {"marker": ""}
+        draw_line(axis, [0, len(swept) - 1], [Mean.of(bn)] * 2, label, **style)
+    axis.set_xticks(range(len(swept)), [train.removeprefix("random:") for train in swept])
+    legend_below(axis)
+    return figure
+
+
+@figure("exp_bn_init.py frankle --dataset digits --gamma-init uniform ones --seeds 0 1 2 3 4")
+def initialisation(runs):
+    """Accuracy by how γ, β and the weights start."""
+
+    def several(sweep: pd.DataFrame) -> bool:
+        return len(sweep[list(START)].drop_duplicates()) > 1
+
+    chosen = main_sweep(runs[runs.bn_weight.isna() & runs.bn.isna()], *START, having=several)
+    if chosen is None:
+        return None
+    title = f"{chosen.title}, {chosen.sweep.train.iloc[0]}"
+    figure, (axis,) = panel(title, "test accuracy (%)", "")
+    starts = by_start(chosen.sweep)[::-1]
+    of_starts = [cell for _, cell in starts]
+    means, sds = error_bars(of_starts)
+    style = look("bn") | {"linestyle": "none", "elinewidth": 0.8, "capsize": 2}
+    label = f"mean ± standard deviation ({seeds(*of_starts)})"
+    axis.errorbar(means, range(len(starts)), xerr=sds, label=label, **style)
+    ticks = ["γ {}, β {}, {}".format(*setting) for setting, _ in starts]
+    axis.set_yticks(range(len(starts)), ticks)
+    legend_below(axis)
+    return figure

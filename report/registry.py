@@ -1,0 +1,44 @@
+"""The tables and figures there are: each is one function under a decorator that says which command
+makes its runs. Their order is that of definition."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+
+class Entry(NamedTuple):
+    """How one table or figure is made.
+
+    make: the function; its docstring is the table's caption.
+    command: makes runs that it needs.
+    source: what `make` reads: `distinct` runs, each once whichever script made it, `all` runs, or
+        the measurements of `bench`."""
+
+    make: Callable
+    command: str
+    source: str = "distinct"
+
+
+TABLES: dict[str, Entry] = {}
+FIGURES: dict[str, Entry] = {}
+
+
+def table(command: str, source: str = "distinct") -> Callable:
+    """Makes a table of the function below it, which takes runs and yields `report.tables.Table`s,
+    none where the runs do not suffice."""
+    return register(TABLES, command, source)
+
+
+def figure(command: str) -> Callable:
+    """Makes a figure of the function below it, which takes the runs of one data set and returns a
+    figure of matplotlib's, None where the runs do not suffice."""
+    return register(FIGURES, command, "distinct")
+
+
+def register(entries: dict[str, Entry], command: str, source: str) -> Callable:
+    def decorator(make: Callable) -> Callable:
+        entries[make.__name__] = Entry(make, command, source)
+        return make
+
+    return decorator

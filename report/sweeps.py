@@ -1,0 +1,216 @@
+"""Which runs are compared with which.
+
+Runs that differ in the seed alone are a *cell*; runs that differ in the seed and in a few settings
+that a table or figure varies are a *sweep*. The *recipe* is how a network is trained: epochs,
+optimizer, schedule and so on."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from pathlib import Path
+
+import pandas as pd
+
+from harness.runs import COLUMNS
+from report.runs import USUAL
+
+# The columns that are no settings: names, measurements, where and by which version a run was made.
+NO_SETTINGS = (
+    "run seed params_total params_trained epoch train_loss train_acc val_loss val_acc test_loss"
+    " test_acc test_top5 seconds device threads torch commit status classes"
+).split()
+RECIPE = (
+    "val_fraction augment epochs batch_size optimizer lr momentum weight_decay schedule"
+    " warmup_epochs"
+).split()
+START = {"gamma_init": "uniform", "beta_init": "zeros", "weight_init": "he_normal"}
+OURS = ("bn_only", "random_params", "depth_width", "bn_init")  # they share their runs
+APART = ("bn_init", "mlp_lenet", "mlp_lenet_tune")  # experiments that have tables of their own
+# In the order of tables and legends.
+TRAIN = "all all-bn bn+output bn+shortcut bn gamma beta shortcut output none".split()
+PAPERS = Path(__file__).with_name("published.csv")
+
+
+def settings_of(runs: pd.DataFrame) -> list[str]:
+    """The columns in which runs that are no repetitions of each other differ; `read_runs` has put
+    what it adds, and measurements that it does not know, behind them."""
+    columns = list(runs.columns)
+    return [column for column in columns[: columns.index("record")] if column not in NO_SETTINGS]
+
+
+def distinct(runs: pd.DataFrame) -> pd.DataFrame:
+    """Each run once: where settings are equal, those of the scripts that share their runs are equal
+    too, and have an empty `experiment`."""
+    if runs.empty:
+        return runs
+    ours = runs.experiment.isin(OURS) & runs.bn_weight.isna()
+    runs = runs.assign(experiment=runs.experiment.mask(ours, ""))
+    return runs.drop_duplicates([*settings_of(runs), "seed"])
+
+
+def of_users(runs: pd.DataFrame) -> pd.Series:
+    """Whether a run's experiment is none of this collection."""
+    return ~runs.experiment.isin(["", *APART])
+
+
+def usual_start(runs: pd.DataFrame) -> pd.DataFrame:
+    """Runs of this collection's own scripts that start as the main paper's do."""
+    ours = runs.experiment == ""
+    for column, value in START.items():
+        ours &= runs[column] == value
+    return runs[ours]
+
+
+def random_sweep(runs: pd.DataFrame) -> pd.Series:
+    """Whether a run trains random entries, and not as many as BatchNorm has parameters."""
+    return runs.train.str.contains("random:") & (runs.train != "random:2")
+
+
+def resnets(runs: pd.DataFrame) -> pd.DataFrame:
+    return runs[(runs.arch == "resnet") & runs.depth.notna() & runs.width.notna()]
+
+
+# ------------------------------------------------------------------------------------------ sweeps
+
+
+def sweeps(runs: pd.DataFrame, *varied: str) -> Iterator[tuple[str, pd.DataFrame]]:
+    """The title and the runs of each sweep over the settings `varied`. Where these include `train`,
+    untrained networks (`none`), which have no recipe, stand beside every sweep of their kind."""
+    if runs.empty:
+        return
+    shared = [column for column in settings_of(runs) if column not in varied]
+    trained, untrained = runs, runs[:0]
+    if "train" in varied:
+        trained, untrained = runs[runs.train != "none"], runs[runs.train == "none"]
+    start = [column for column in shared if column not in RECIPE]
+    for _, sweep in trained.groupby(shared, dropna=False):
+        first = sweep.iloc[0]
+        equal = untrained[start].eq(first[start]) | untrained[start].isna() & first[start].isna()
+        yield title(sweep, varied), pd.concat([sweep, untrained[equal.all(axis=1)]])
+
+
+def recipe(sweep: pd.DataFrame, *varied: str) -> tuple[str, ...]:
+    """The settings that the runs of a sweep share, to be compared with those of another."""
+    shared = [column for column in settings_of(sweep) if column not in varied]
+    return tuple(sweep.iloc[0][shared].astype(str))
+
+
+def title(sweep: pd.DataFrame, varied: tuple[str, ...] = ()) -> str:
+    """The settings that the runs of a sweep share, without those that are usual."""
+    run = sweep.iloc[0]
+    words = [run.dataset]
+    if sweep.experiment.nunique() == 1 and of_users(sweep).all():
+        words = [f"{run.experiment}: {run.dataset}"]
+    if "depth" not in varied:
+        words.append(network_label(run, "width" not in varied))
+    else:
+        if run.arch != "resnet":
+            words.append(run.arch)
+        if "width" not in varied and times_width(run.width):
+            words.append(f"width {run.width:g}")
+    words.append(f"{run.epochs:g} epochs")
+    if "precision" not in varied:
+        words.append(run.precision)
+    own = [column for column in settings_of(sweep) if column not in COLUMNS]
+    for column in (*USUAL, *own):
+        value = run[column]
+        if column in (*varied, "hidden") or pd.isna(value) or value == USUAL.get(column):
+            continue
+        words.append(f"{column} {value:g}" if isinstance(value, float) else f"{column} {value}")
+    if run.augment != "none":
+        words.append(run.augment)
+    return ", ".join(filter(None, words))
+
+
+def cells(sweep: pd.DataFrame, *varied: str) -> Iterator[tuple]:
+    """The values of `varied`, one or a tuple, and the runs of each cell; a network without a depth
+    or width has NaN there."""
+    by = varied[0] if len(varied) == 1 else list(varied)
+    yield from sweep.groupby(by, dropna=False)
+
+
+def labelled(sweep: pd.DataFrame) -> pd.DataFrame:
+    """`sweep` with a column `label`: what was trained, as tables and legends call it. A user's
+    experiment has its own name before it where another experiment has trained the same."""
+    experiments = sweep.groupby("train").experiment.transform("nunique")
+    named = (experiments > 1) & of_users(sweep)
+    return sweep.assign(label=sweep.train.mask(named, sweep.experiment + ": " + sweep.train))
+
+
+def by_start(sweep: pd.DataFrame) -> list[tuple[tuple, pd.DataFrame]]:
+    """Each start of γ, β and the weights with its cell: the usual one, then those with another γ,
+    β, weights."""
+
+    def order(item: tuple[tuple, pd.DataFrame]) -> list[tuple]:
+        pairs = zip(item[0], START.values(), strict=True)
+        return [(value != usual, value) for value, usual in reversed(list(pairs))]
+
+    return sorted(cells(sweep, *START), key=order)
+
+
+def matched(sweep: pd.DataFrame) -> Iterator[tuple[pd.DataFrame, pd.DataFrame]]:
+    """Pairs of cells in which γ and β alone are trained, deep ones of width 1 and wide ones of
+    depth 14: the deepest with no more of these parameters, whose number rises in steps of 448."""
+    bn = sweep[sweep.train == "bn"]
+    for _, wide in cells(bn[(bn.depth == 14) & (bn.width > 1)], "width"):
+        fewer = wide.params_trained.iloc[0] - bn.params_trained
+        deep = bn[(bn.width == 1) & (fewer >= 0) & (fewer < 448)]
+        if len(deep):
+            yield deep, wide
+
+
+def davis_frank_sweeps(runs: pd.DataFrame) -> Iterator[tuple]:
+    """Of each recipe that Davis & Frank's method was run with: its title, its runs, the baseline
+    (γ = 1 and c = 1), and every other setting of γ's start, c and the input with its cell."""
+    settings = ["bn_weight", "c", "input_norm"]
+    for name, sweep in sweeps(runs[runs.bn_weight.notna()], *settings, "gamma_init"):
+        found = dict(list(sweep.groupby(settings, sort=False)))
+        baseline = found.pop((1.0, 1.0, "dataset"), None)
+        if baseline is not None and found:
+            others = sorted(found.items(), key=lambda item: (-item[0][0], *item[0][1:]))
+            yield name, sweep, baseline, others
+
+
+# ------------------------------------------------------------------------------------------- names
+
+
+def network_label(run, width: bool = True) -> str:
+    """The network as a reader calls it: ResNet-14, ResNet-14 x2 (without the factor where not
+    `width`), vgg-16, LeNet-5, MLP 512-512-512."""
+    if run.arch == "lenet5":
+        return "LeNet-5"
+    if run.arch == "mlp":
+        return "MLP" if pd.isna(run.hidden) else f"MLP {run.hidden}"
+    label = "ResNet" if run.arch == "resnet" else run.arch
+    if pd.notna(run.depth):
+        label += f"-{run.depth:g}"
+    if width:
+        label += times_width(run.width)
+    return label
+
+
+def times_width(width: float) -> str:
+    return "" if pd.isna(width) or width == 1 else f" x{width:g}"
+
+
+def depth_label(depth: float) -> str:
+    return "no depth" if pd.isna(depth) else f"depth {depth:g}"
+
+
+def rank(train: str) -> tuple:
+    """The order of what is trained in tables and legends: the usual words, a user's, random:K by
+    K."""
+    position = TRAIN.index(train) if train in TRAIN else len(TRAIN)
+    k = train.partition("random:")[2].partition("+")[0]
+    if not k:
+        return position, 0, train
+    return position, int(k) if k.isdecimal() else math.inf, train
+
+
+def published(dataset: str, measure: str = "test_acc") -> pd.DataFrame:
+    """The papers' figures on `dataset`, or on the data set of which it is a variant, as
+    cifar10-jpeg is of cifar10. `measure`: test_acc, in percent, or params, a number."""
+    table = pd.read_csv(PAPERS)
+    names = {name for name in table.dataset if dataset == name or dataset.startswith(f"{name}-")}
+    return table[(table.measure == measure) & table.dataset.isin(names)]

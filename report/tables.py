@@ -1,0 +1,474 @@
+"""The tables that plots.py makes, all but the claims. A new one is one function:
+
+@table("exp_bn_only.py --dataset digits")
+def best_seed(runs):
+    \"\"\"What stands above the table.\"\"\"
+    for title, sweep in sweeps(runs, "train"):
+        yield Table(title, [{"trained": ..., "test accuracy (%)": ...}, ...])"""
+
+from __future__ import annotations
+
+import math
+from typing import NamedTuple
+
+import pandas as pd
+
+from report.registry import table
+from report.stats import Difference, Mean, comparisons, p_text, p_value, paired, signed
+from report.sweeps import (
+    START,
+    by_start,
+    cells,
+    davis_frank_sweeps,
+    depth_label,
+    labelled,
+    matched,
+    network_label,
+    of_users,
+    published,
+    random_sweep,
+    rank,
+    resnets,
+    sweeps,
+    times_width,
+    usual_start,
+)
+
+ACCURACY = "test accuracy (%)"
+
+
+class Table(NamedTuple):
+    """Rows, as dictionaries, under a title. Where `across` names a column, its values become
+    columns, in the order of `columns`, and show `value`."""
+
+    title: str
+    rows: list[dict]
+    across: str = ""
+    value: str = ACCURACY
+    columns: list = ()
+    note: str = ""
+
+    def shown(self) -> pd.DataFrame:
+        """As a reader sees it: everything is text, what is missing is empty."""
+        table = pd.DataFrame(self.rows)
+        if self.across:
+            index = [column for column in table if column not in (self.across, self.value)]
+            order = table[index].drop_duplicates()
+            table = table.pivot(index=index, columns=self.across, values=self.value)
+            one = len(index) == 1
+            table = table.reindex(order[index[0]] if one else pd.MultiIndex.from_frame(order))
+            table = table[[column for column in self.columns if column in table]]
+            table = table.rename_axis(columns=None).reset_index()
+        return table.map(cell_text)
+
+    def flat(self) -> pd.DataFrame:
+        """As a program reads it: a column for each part of a mean or a difference."""
+        rows = []
+        for row in self.rows:
+            parts = {"recipe": self.title}
+            for key, value in row.items():
+                if isinstance(value, Mean | Difference):
+                    parts |= {f"{key}: {part}": x for part, x in value._asdict().items()}
+                else:
+                    parts[key] = value
+            rows.append(parts)
+        return pd.DataFrame(rows)
+
+
+def cell_text(value) -> str:
+    if isinstance(value, str | tuple):
+        return str(value)
+    if value is None or value != value:  # NaN
+        return ""
+    return f"{value:,.0f}" if value >= 1000 else f"{value:g}"
+
+
+def trained_parameters(cell: pd.DataFrame) -> int | None:
+    return count(cell.params_trained.iloc[0])
+
+
+def count(number: float) -> int | None:
+    """None where a run's record does not say it."""
+    return None if pd.isna(number) else int(number)
+
+
+# ------------------------------------------------------------------------------ what can be trained
+
+
+@table("exp_bn_only.py --dataset digits")
+def parameters(runs):
+    """How many parameters each choice trains, and all there are."""
+    shown = runs[(runs.experiment == "") & ~random_sweep(runs)]
+    for dataset, of_dataset in shown.groupby("dataset"):
+        rows, papers = [], published(dataset, "params")
+        for (arch, width, depth), of_network in cells(of_dataset, "arch", "width", "depth"):
+            network = network_label(of_network.iloc[0])
+            counts = of_network.drop_duplicates("train").set_index("train").params_trained.to_dict()
+            counts["all"] = of_network.params_total.iloc[0]
+            for train, number in counts.items():
+                if number > 0:
+                    rows.append(parameter_row(network, "ours", train, number))
+            theirs = papers[(papers.arch == arch) & (papers.width == width)]
+            theirs = theirs[(theirs.depth == depth) & theirs.train.isin(list(counts))]
+            for paper in theirs.itertuples():
+                source = f"{paper.source}, {paper.dataset}"
+                rows.append(parameter_row(network, source, paper.train, paper.value))
+        if rows:
+            columns = sorted({row["trained"] for row in rows}, key=rank)
+            yield Table(dataset, rows, across="trained", value="parameters", columns=columns)
+
+
+def parameter_row(network: str, source: str, train: str, number: float) -> dict:
+    return {"network": network, "source": source, "trained": train, "parameters": int(number)}
+
+
+@table("exp_bn_only.py --dataset digits")
+def accuracy(runs):
+    """Per --train and depth, a table for each width, beside the published figures and the
+    difference to them."""
+    shown = pd.concat([usual_start(runs), runs[of_users(runs)]])
+    shown = shown[~random_sweep(shown)]
+    for title, sweep in sweeps(shown, "experiment", "depth", "train"):
+        sweep = labelled(sweep)
+        first = sweep.iloc[0]
+        papers = published(first.dataset)
+        papers = papers[(papers.arch == first.arch) & (papers.width == first.width)]
+        papers = papers[papers.train.isin(list(sweep.label))]
+        rows = []
+        for label in sorted(set(sweep.label), key=rank):
+            trained = sweep[sweep.label == label]
+            ours = {depth: Mean.of(cell) for depth, cell in cells(trained, "depth")}
+            rows += accuracy_rows(label, "ours", ours)
+            of_label = papers[papers.train == label]
+            for source, points in of_label.groupby(of_label.source + ", " + of_label.dataset):
+                theirs = dict(zip(points.depth, points.value, strict=True))
+                rows += accuracy_rows(label, source, theirs)
+                both = [depth for depth in ours if depth in theirs]
+                gaps = {depth: signed(ours[depth].mean - theirs[depth], 1) for depth in both}
+                rows += accuracy_rows(label, f"ours − {source}", gaps)
+        depths = sorted({*sweep.depth.dropna(), *papers.depth})
+        columns = [*map(depth_label, depths), depth_label(math.nan)]
+        yield Table(title, rows, across="depth", columns=columns)
+
+
+def accuracy_rows(label: str, source: str, by_depth: dict) -> list[dict]:
+    row = {"trained": label, "source": source}
+    return [row | {"depth": depth_label(d), ACCURACY: value} for d, value in by_depth.items()]
+
+
+@table("exp_bn_only.py --dataset digits --train all")
+def against_bn(runs):
+    """γ and β alone against every other choice of trained parameters: bn − it."""
+    shown = usual_start(runs)
+    for title, sweep in sweeps(shown[~random_sweep(shown)], "depth", "width", "train"):
+        rows = []
+        for (width, depth), of_shape in cells(sweep, "width", "depth"):
+            bn = of_shape[of_shape.train == "bn"]
+            shape = depth_label(depth) + times_width(width)
+            for train, cell in cells(of_shape[of_shape.train != "bn"], "train"):
+                difference = paired(bn, cell)
+                if difference:
+                    rows.append({"trained": train, "shape": shape, "bn − it": difference})
+        if rows:
+            columns = list(dict.fromkeys(row["shape"] for row in rows))
+            rows.sort(key=lambda row: rank(row["trained"]))
+            yield Table(title, rows, across="shape", value="bn − it", columns=columns)
+
+
+@table("exp_random_params.py --dataset digits --seeds 0 1 2 3 4")
+def random_params(runs):
+    """BatchNorm's γ and β against K randomly chosen parameters of each channel; K = 2 is as
+    many."""
+    for title, sweep in sweeps(usual_start(runs), "train"):
+        bn, rows, better = sweep[sweep.train == "bn"], [], []
+        swept = {train for train in sweep.train if "random:" in train}
+        if not swept:
+            continue
+        for train in sorted({*swept, *bn.train}, key=rank):
+            cell = sweep[sweep.train == train]
+            difference = None if train == "bn" else paired(bn, cell)
+            if difference and difference.mean < 0:
+                better.append(train)
+            row = {"trained": train, "parameters": trained_parameters(cell)}
+            rows.append(row | {ACCURACY: Mean.of(cell), "bn − it": difference})
+        note = ""
+        if better:
+            note = f"The smallest K whose mean overtakes bn: {better[0]}."
+        elif len(bn):
+            note = "None of these overtakes bn."
+        yield Table(title, rows, note=note)
+
+
+@table("exp_depth_width.py --dataset digits --seeds 0 1 2 3 4")
+def depth_width(runs):
+    """Every depth at width 1 and every width at depth 14; then networks with as many BatchNorm
+    parameters, deep against wide."""
+    for title, sweep in sweeps(resnets(usual_start(runs)), "depth", "width"):
+        if sweep.width.max() == 1:
+            continue
+        title = f"{title}, {sweep.train.iloc[0]}"
+        rows = []
+        for (width, depth), cell in cells(sweep, "width", "depth"):
+            row = {"depth": depth, "width": width, "parameters": trained_parameters(cell)}
+            rows.append(row | {ACCURACY: Mean.of(cell)})
+        yield Table(title, rows)
+        rows = []
+        for deep, wide in matched(sweep):
+            row = {
+                "deep": f"depth {deep.depth.iloc[0]:g}",
+                "wide": f"width {wide.width.iloc[0]:g}, depth {wide.depth.iloc[0]:g}",
+                "parameters, deep": trained_parameters(deep),
+                "parameters, wide": trained_parameters(wide),
+                "deep − wide": paired(deep, wide),
+            }
+            rows.append(row)
+        if rows:
+            yield Table(f"{title}, matched", rows)
+
+
+@table("exp_bn_init.py frankle --dataset digits --gamma-init uniform ones --seeds 0 1 2 3 4")
+def initialisation(runs):
+    """How γ, β and the weights start (Frankle et al., appendix), against γ ~ U[0, 1], β = 0,
+    He-normal weights."""
+    for title, sweep in sweeps(runs[runs.bn_weight.isna() & runs.bn.isna()], *START):
+        starts = by_start(sweep)
+        if len(starts) < 2:
+            continue
+        usual, rows = usual_start(sweep), []
+        for (gamma, beta, weights), cell in starts:
+            is_usual = cell.index.isin(usual.index).all()
+            row = {"γ": gamma, "β": beta, "weights": weights, ACCURACY: Mean.of(cell)}
+            rows.append(row | {"it − usual": None if is_usual else paired(cell, usual)})
+        yield Table(f"{title}, {sweep.train.iloc[0]}", rows)
+
+
+@table(
+    "exp_bn_init.py davis_frank --dataset digits --network cifar_resnet14 --seeds 1 2 3 4 5",
+)
+def davis_frank(runs):
+    """γ started at bn_weight and slowed by c, everything trained, against γ = 1 and c = 1: the test
+    accuracy at the best validation epoch."""
+    for title, _, baseline, others in davis_frank_sweeps(runs):
+        first = {"γ at the start": 1.0, "c": 1.0, "input": "dataset"}
+        rows = [first | {ACCURACY: Mean.of(baseline), "gain": None, "p": ""}]
+        for setting, cell in others:
+            row = dict(zip(first, setting, strict=True)) | {
+                ACCURACY: Mean.of(cell),
+                "gain": paired(cell, baseline),
+                "p": p_text(p_value(cell, baseline)),
+            }
+            rows.append(row)
+        note = (
+            f"p: one-sided paired t-test against the first line. {comparisons(len(others))}: at"
+            " p ≤ 0.05 about one in twenty is significant by chance."
+        )
+        yield Table(title, rows, note=note)
+
+
+@table("exp_mlp_lenet.py --bn before after --train bn all --seeds 0 1 2 3 4")
+def mlp_lenet(runs):
+    """MLPs and LeNet-5, with BatchNorm before and after the activation."""
+    untuned = runs[runs.bn.notna() & (runs.experiment != "mlp_lenet_tune")]
+    for title, sweep in sweeps(untuned, "train", "bn"):
+        rows = []
+        for (bn, train), cell in sweep.groupby(["bn", "train"]):
+            row = {"trained": train, "parameters": trained_parameters(cell)}
+            rows.append(row | {"BatchNorm": bn, ACCURACY: Mean.of(cell)})
+        rows.sort(key=lambda row: rank(row["trained"]))
+        yield Table(title, rows, across="BatchNorm", columns=["before", "after", "none"])
+
+
+@table("exp_mlp_lenet.py --dataset digits --tune 30 --epochs 20")
+def tuned(runs):
+    """The five best trials of `exp_mlp_lenet.py --tune`, by the accuracy on the validation images,
+    which chose, and that on the test images, which did not."""
+    trials = runs[runs.experiment == "mlp_lenet_tune"]
+    chosen = "lr", "weight_decay", "batch_size", "hidden", "width", "depth"
+    for title, sweep in sweeps(trials, *chosen):
+        best = sweep.sort_values("val_acc", ascending=False, kind="stable")[:5]
+        rows = []
+        for run in best.itertuples():
+            row = {
+                "network": network_label(run),
+                "parameters": count(run.params_trained),
+                "learning rate": f"{run.lr:.3g}",
+                "weight decay": f"{run.weight_decay:.2g}",
+                "batch size": int(run.batch_size),
+                "validation accuracy (%)": f"{run.val_acc:.2f}",
+                ACCURACY: f"{run.test_acc:.2f}",
+            }
+            rows.append(row)
+        yield Table(f"{title}, {sweep.train.iloc[0]}: the best of {len(sweep)} trials", rows)
+
+
+@table("exp_bn_only.py --dataset imagefolder --data data/cifar10-jpeg-twice")
+def variants(runs):
+    """What another version of the images changes: cifar10-jpeg-twice is cifar10-jpeg saved once
+    more as JPEG, and a data set's variant by its name."""
+    usual, names = usual_start(runs), sorted(runs.dataset.unique())
+    for variant in names:
+        for base in names:
+            if variant.startswith(f"{base}-"):
+                rows = variant_rows(usual, base, variant)
+                if rows:
+                    yield Table(f"{variant} beside {base}", rows)
+
+
+def variant_rows(runs: pd.DataFrame, base: str, variant: str) -> list[dict]:
+    rows = []
+    for title, sweep in sweeps(runs[runs.dataset.isin([base, variant])], "dataset"):
+        of_base, of_variant = (sweep[sweep.dataset == name] for name in (base, variant))
+        if len(of_base) and len(of_variant):
+            recipe = title.removeprefix(f"{sweep.dataset.iloc[0]}, ")
+            row = {
+                "runs": f"{recipe}, {sweep.train.iloc[0]}",
+                f"{base}: {ACCURACY}": Mean.of(of_base),
+                f"{variant}: {ACCURACY}": Mean.of(of_variant),
+                f"{variant} − {base}": paired(of_variant, of_base),
+            }
+            rows.append(row)
+    return rows
+
+
+# ------------------------------------------------------------------------------- what was measured
+
+
+@table("exp_bn_only.py --dataset digits", source="all")
+def made(runs):
+    """What was run, by which script, on what, and in how long: the sum over runs, several of which
+    may have been made at once."""
+    keys = ["experiment", "dataset", "arch", "epochs", "device", "threads", "torch"]
+    rows = []
+    for setting, cell in cells(runs, *keys):
+        row = dict(zip(keys, setting, strict=True)) | {
+            "runs": len(cell),
+            "depths": listed(cell.depth),
+            "widths": listed(cell.width),
+            "trained": ", ".join(sorted(cell.train.unique(), key=rank)),
+            "hours": f"{cell.hours.sum():.2f}",
+        }
+        rows.append(row)
+    yield Table("all runs", rows)
+
+
+def listed(numbers: pd.Series) -> str:
+    return ", ".join(f"{number:g}" for number in sorted(numbers.dropna().unique()))
+
+
+@table("bench.py", source="bench")
+def speed(measured):
+    """The training loop's speed, by bench.py: a plain loop made ours part by part, where a step of
+    ours spends its time, and several processes at once."""
+    keys = ["device", "threads", "arch", "depth", "width", "train", "image_size", "batch_size"]
+    for setting, case in measured.groupby(keys):
+        of = dict(zip(keys, setting, strict=True))
+        network, size = network_label(case.iloc[0]), of["image_size"]
+        title = f"{of['device']}, {network}, {of['train']}, {size}x{size} pixels"
+        title += f", batches of {of['batch_size']}"
+        threads = f"{title}, {of['threads']} threads"
+        loops = case[case.limit_s.notna()]
+        if len(loops):
+            yield Table(threads, loop_rows(loops), note=start_note(case[case.start_s.notna()]))
+            steps = case[case.share_of_step.notna()]
+            yield Table(f"{threads}: a training step", step_rows(steps))
+        grid = case[case.variant == "grid"]
+        if len(grid):
+            yield Table(f"{title}: processes at once", grid_rows(grid))
+        busy = case[case.variant.str.startswith("beside ")]
+        if len(busy):
+            each = int(busy.threads_each.iloc[0])
+            yield Table(f"{title}: on a busy machine, {each} threads", busy_rows(busy))
+
+
+def loop_rows(loops: pd.DataFrame) -> list[dict]:
+    rows = []
+    for loop in loops.itertuples():
+        row = {
+            "": loop.variant,
+            "images/s, training": f"{loop.train_images_per_s:,.0f}",
+            "images/s, test": f"{loop.test_images_per_s:,.0f}",
+            "epoch (s)": f"{loop.epoch_s:.1f}",
+            "× plain": f"{loop.speedup:.2f}",
+            "of the limit": f"{100 * loop.share_of_limit:.0f} % ({loop.limited_by})",
+            "peak memory (MB)": f"{loop.peak_mb:,.0f}",
+        }
+        rows.append(row)
+    return rows
+
+
+def start_note(starts: pd.DataFrame) -> str:
+    sentences = []
+    for start in starts.itertuples():
+        variant = start.variant.removeprefix("start-up, ")
+        seconds = f"{start.start_s:.1f} s"
+        sentences.append(f"From the start of a process to its first step, {variant}: {seconds}.")
+    return " ".join(sentences)
+
+
+def step_rows(steps: pd.DataFrame) -> list[dict]:
+    rows = []
+    for step in steps.itertuples():
+        part = step.variant.removeprefix("of a step: ")
+        rows.append({"": part, "share": f"{100 * step.share_of_step:.0f} %"})
+    return rows
+
+
+def grid_rows(grid: pd.DataFrame) -> list[dict]:
+    rows = []
+    for one in grid.itertuples():
+        row = {
+            "processes": one.processes,
+            "threads each": int(one.threads_each),
+            "images/s, training, together": f"{one.train_images_per_s:,.0f}",
+            "× one process": f"{one.speedup:.2f}",
+        }
+        rows.append(row)
+    return rows
+
+
+def busy_rows(busy: pd.DataFrame) -> list[dict]:
+    rows = []
+    for one in busy.itertuples():
+        row = {"": one.variant, "epoch (s)": f"{one.epoch_s:.1f}"}
+        rows.append(row | {"× its quiet time": f"{1 / one.speedup:.2f}"})
+    return rows
+
+
+# ------------------------------------------------------------------------------------------ recipes
+
+
+@table("exp_bn_only.py --dataset digits --schedule cosine")
+def recipes(runs):
+    """Optimizers, schedules and batch sizes."""
+    settings = ["optimizer", "lr", "batch_size", "schedule", "warmup_epochs"]
+    for title, sweep in sweeps(usual_start(runs), *settings, "momentum"):
+        if len(sweep[settings].drop_duplicates()) < 2:
+            continue
+        rows = []
+        for (optimizer, lr, size, schedule, warmup), cell in cells(sweep, *settings):
+            row = {
+                "optimizer": optimizer,
+                "learning rate": lr,
+                "batch size": size,
+                "warm-up epochs": warmup,
+                "schedule": schedule,
+                ACCURACY: Mean.of(cell),
+            }
+            rows.append(row)
+        usual = ["step", "cosine", "linear-cosine", "restarts", "exponential", "constant"]
+        columns = [*usual, *sorted(set(sweep.schedule) - set(usual))]
+        yield Table(f"{title}, {sweep.train.iloc[0]}", rows, across="schedule", columns=columns)
+
+
+@table("exp_bn_only.py --dataset digits --precision fp32")
+def precision(runs):
+    """The same runs in bf16 and in fp32."""
+    for title, sweep in sweeps(usual_start(runs), "precision"):
+        fp32, bf16 = (sweep[sweep.precision == word] for word in ("fp32", "bf16"))
+        if len(fp32) and len(bf16):
+            row = {
+                f"bf16: {ACCURACY}": Mean.of(bf16),
+                f"fp32: {ACCURACY}": Mean.of(fp32),
+                "fp32 − bf16": paired(fp32, bf16),
+            }
+            yield Table(f"{title}, {sweep.train.iloc[0]}", [row])

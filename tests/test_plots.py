@@ -1,0 +1,624 @@
+"""Tables and figures: what is averaged and compared, what is packed, what is committed, and how a
+user adds to it."""
+
+import functools
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+import scipy.stats
+
+import exp_mlp_lenet
+import plots
+from report import figures, registry, runs, sweeps, tables
+from test_smoke import GRID, HERE, environment, rows, run, the_csv
+
+
+def test_plots_average_seeds_and_nothing_else(capsys):
+    for words in (
+        ("--seed", 0),
+        ("--seed", 1),
+        ("--seed", 2, "--lr", 0.01),
+        ("--train", "none"),
+        ("--depth", 14),
+    ):
+        assert run("--epochs", 1, *words) == 0
+    assert run("--epochs", 5, "--lr", 1e6, "--train", "all-bn") == 1
+    assert run("--time-limit", 1e-9, "--train", "all") == 0
+    (broken := Path("results/bn_only/broken.csv")).write_text("no,run\n")
+    Path("results/other").mkdir()
+    for own in (1, 2):  # another experiment's, told apart by a column of its own
+        one = next(Path("results/bn_only").glob("resnet8-w1-digits-bn-s0-*[0-9a-f].csv"))
+        pd.read_csv(one).assign(experiment="other", own=own).to_csv(
+            f"results/other/{own}.csv", index=False
+        )
+    capsys.readouterr()
+    assert plots.main(["--out", "out"]) == 0
+    printed = capsys.readouterr()
+    table = pd.read_csv("out/tables/accuracy.csv").rename(
+        columns=lambda c: c.removeprefix("test accuracy (%): ")
+    )
+    assert (
+        sorted(table.seeds) == [1, 1, 1, 1, 1, 1, 2]
+        and "**other: digits, 1 epochs, fp32, subset 150, batch_size 50, own 2" in printed.out
+        and set(table.trained) == {"bn", "none"}
+    )
+    mine = [
+        float(rows(p)[-1]["test_acc"])
+        for p in Path("results/bn_only").glob("resnet8-w1-digits-bn-s[01]-*[0-9a-f].csv")
+    ]
+    pair = table[table.seeds == 2].iloc[0]
+    assert pair["mean"] == pytest.approx(np.mean(mine), rel=1e-5) and pair.sd == pytest.approx(
+        np.std(mine, ddof=1), rel=1e-4
+    )
+    assert (
+        f"{np.mean(mine):.1f} ± {np.std(mine, ddof=1):.1f} (2)" in printed.out
+        and "lr 0.01" in printed.out
+    )
+    assert all(f"{what}" in printed.err for what in ("diverged", "unfinished, 1 of 3", str(broken)))
+    for kind in ("png", "pdf"):
+        assert Path(f"out/figures/learning_curves-digits.{kind}").stat().st_size > 5000
+
+
+@functools.cache
+def template() -> tuple[pd.DataFrame, dict[str, bytes]]:
+    """A real run's rows and the tables beside it."""
+    assert run("--epochs", 1, "--depth", 14, "--subset", 1438, "--results", "template") == 0
+    csv = the_csv("template")
+    beside = {kind: csv.with_suffix(f".{kind}.csv.gz").read_bytes() for kind in ("bn", "prune")}
+    return pd.read_csv(csv).assign(subset="all", batch_size=128), beside
+
+
+def pretend(seed, test_acc, folder="bn_only", **settings) -> Path:
+    """A run's records with these settings and this accuracy, made from those of a real one; columns
+    that are None it does not have."""
+    epochs, beside = template()
+    name = "-".join(map(str, [seed, *settings.values()]))
+    table = epochs.assign(experiment=folder, run=name, seed=seed, test_acc=test_acc, **settings)
+    table = table.drop(columns=[column for column, value in settings.items() if value is None])
+    path = Path("results", folder, f"{name}.csv")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    table.to_csv(path, index=False)
+    for kind, content in beside.items():
+        path.with_suffix(f".{kind}.csv.gz").write_bytes(content)
+    return path
+
+
+def test_plots_say_in_one_line_what_is_wrong(capsys):
+    with pytest.raises(SystemExit) as stop:
+        plots.main(["--only", "nonsense"])
+    assert (
+        stop.value.code == 2
+        and "invalid choice" in (error := capsys.readouterr().err)
+        and len(error.splitlines()) == 1
+    )
+    with pytest.raises(SystemExit) as stop:
+        plots.main(["--results", "x" * 300])
+    assert (
+        stop.value.code == 2
+        and "--results xxx" in (error := capsys.readouterr().err)
+        and len(error.splitlines()) == 1
+    )
+    assert (
+        plots.main(["--results", "nowhere", "--only", "claims"]) == 0
+        and "nowhere is no folder" in capsys.readouterr().err
+    )
+    assert run("--epochs", 1) == 0 and Path("file").write_text("mine")
+    assert (
+        plots.main(["--out", "file", "--only", "accuracy"]) == 2
+        and plots.main(["--out", "/sys/x", "--only", "accuracy"]) == 1
+    )
+    assert capsys.readouterr().err.count("--out") == 2 and Path("file").read_text() == "mine"
+
+
+def test_every_table_and_figure_is_made(capsys):
+    for seed in range(2):
+        for trained, train in (
+            (175000, "all"),
+            (1120, "bn"),
+            (0, "none"),
+            (560, "random:1"),
+            (1120, "random:2"),
+            (173200, "random:all"),
+        ):
+            pretend(seed, 40 + seed, train=train, params_trained=trained)
+        pretend(seed, 50, train="bn", depth=44, params_trained=3360)
+        pretend(seed, 50, train="bn", width=3, params_trained=3360)
+        pretend(seed, 50, train="bn", gamma_init="ones")
+        pretend(seed, 50, train="bn", schedule="cosine")
+        pretend(seed, 50, train="bn", precision="bf16")
+        pretend(seed, 30, train="bn", dataset="digits-blurred")
+        pretend(
+            seed,
+            50,
+            "mlp_lenet",
+            arch="mlp",
+            depth=4,
+            train="bn",
+            bn="before",
+            activation="relu",
+            hidden="512-512",
+        )
+        pretend(
+            seed,
+            50,
+            "mlp_lenet_tune",
+            arch="mlp",
+            depth=4,
+            train="bn",
+            bn="before",
+            activation="relu",
+            hidden="512-512",
+            val_acc=50,
+        )
+        for weight in (0.1, 1.0):
+            pretend(
+                seed,
+                50 - weight,
+                "bn_init",
+                train="all",
+                gamma_init=f"constant:{weight:g}",
+                bn_weight=weight,
+                c=1.0,
+                input_norm="dataset",
+                val_acc=50,
+            )
+    Path("results/bench").mkdir()
+    shutil.copy(HERE / "evidence/bench.csv", "results/bench")
+    assert plots.main(["--out", "out"]) == 0
+    printed = capsys.readouterr()
+    assert "not run yet" not in printed.out and not printed.err
+    assert {path.name for path in Path("out/tables").iterdir()} == {
+        f"{name}.{kind}" for name in plots.TABLES for kind in ("md", "tex", "csv")
+    }
+    assert "| −10.5 (−16.9 to −4.1) |" in printed.out.partition("digits-blurred beside digits")[2]
+    assert {path.name for path in Path("out/figures").glob("*-digits.*")} == {
+        f"{name}-digits.{kind}" for name in plots.FIGURES for kind in ("png", "pdf")
+    }
+
+
+def verdicts() -> dict[str, str]:
+    assert plots.main(["--only", "claims", "--out", "out", "--format", "csv"]) == 0
+    return pd.read_csv("out/tables/claims.csv").set_index("case").verdict.to_dict()
+
+
+def test_claims_are_judged_by_the_interval_over_paired_seeds():
+    for seed, noise in enumerate((-1, 0, 1)):
+        for train, accuracy in (
+            ("bn", 70 + 10 * seed),
+            ("random:2", 50 + 10 * seed + noise),
+            ("all", 90),
+            ("all-bn", 90 + 2 * noise),
+            ("bn+shortcut", 60 + 10 * seed),
+            ("none", 14),
+        ):
+            pretend(seed, accuracy, train=train)
+        pretend(seed, 69 + 10 * seed + noise, train="bn", depth=44, params_trained=3360)
+        pretend(seed, 70 + 10 * seed, train="bn", depth=14, width=3, params_trained=3360)
+    found = verdicts()
+    # The seeds differ by 20 points and the pairs by 2: the pairs count.
+    # t(2 degrees, 97.5 %) = 4.303, s = 1: 20 ± 2.5.
+    assert (
+        found["bn − random:2, depth 14"] == "confirmed"
+        and found["bn+shortcut − bn, depth 14"] == "contradicted"
+    )
+    assert found["depth 44 − width 3"].startswith(
+        "open (about 19 seeds"
+    )  # −1 ± 2.5: (4.303 · 1 / 1)²
+    assert (
+        found["all − all-bn, depth 14"] == "open"
+        and found["none − chance, depth 14"] == "confirmed"
+    )
+    table = pd.read_csv("out/tables/claims.csv").set_index("case")
+    assert table.loc[
+        "bn − random:2, depth 14", ["ours: low", "ours: high", "seeds"]
+    ].tolist() == pytest.approx([20 - 2.484, 20 + 2.484, 3], abs=1e-3)
+    for seed in range(3):
+        pretend(seed, 16, train="none")
+    assert verdicts()["none − chance, depth 14"] == "contradicted"
+
+
+def test_davis_frank_is_judged_by_a_one_sided_paired_test():
+    for seed, gain in enumerate((1, 2, 1.5)):
+        for weight, c, accuracy in (
+            (1.0, 1.0, 80 + 5 * seed),
+            (0.1, 100.0, 80 + 5 * seed + gain),
+            (0.1, 1.0, 79),
+        ):
+            pretend(
+                seed,
+                accuracy,
+                "bn_init",
+                train="all",
+                gamma_init=f"constant:{weight:g}",
+                bn_weight=weight,
+                c=c,
+                input_norm="dataset",
+                val_acc=50,
+            )
+    (verdict,) = verdicts().values()
+    p = scipy.stats.ttest_1samp([1, 2, 1.5], 0, alternative="greater").pvalue
+    assert verdict == f"confirmed (one-sided p = {p:.3g}, 2 comparisons)"
+
+
+def test_the_figure_of_depths_is_of_a_recipe_that_has_several():
+    pretend(0, 50, train="bn", dataset="cifar10-jpeg")
+    one = sweeps.distinct(runs.read_runs(Path("results")))
+    figure = plots.FIGURES["accuracy_depth"].make(
+        pd.concat(
+            [
+                one.assign(depth=depth, epochs=epochs)
+                for depth, epochs in ((14, 160), (14, 30), (32, 30))
+            ]
+        )
+    )
+    assert (
+        list(figure.axes[0].lines[0].get_xdata()) == [14, 32]
+        and "30 epochs" in figure.get_suptitle()
+    )
+
+
+def test_plots_set_published_figures_beside_a_variant_of_the_data_set(capsys):
+    assert set(sweeps.published("cifar10-jpeg").source) >= {"Frankle et al. 2021", "Vinod 2020"}
+    assert sweeps.published("cifar100").empty and sweeps.published("digits").empty
+    pretend(0, 50, train="bn", dataset="cifar10-jpeg")
+    assert plots.main(["--only", "accuracy", "--dataset", "cifar10-jpeg", "--out", "out"]) == 0
+    assert (
+        "| bn | ours − Frankle et al. 2021, cifar10 | +2.0 |" in capsys.readouterr().out
+        and not Path("out/figures").exists()
+    )
+
+
+def test_plots_of_a_data_set_without_runs_name_those_that_have_some(capsys):
+    pretend(0, 50, train="bn", dataset="wine")
+    with pytest.raises(SystemExit) as stop:
+        plots.main(["--dataset", "w\nine"])
+    err = capsys.readouterr().err
+    assert (
+        stop.value.code == 2
+        and err.count("\n") == 1
+        and "it has wine" in err
+        and not Path("tables").exists()
+    )
+
+
+def test_plots_without_a_run_name_the_command(capsys):
+    assert plots.main(["--results", "nowhere"]) == 0
+    out = capsys.readouterr().out
+    assert (
+        all(
+            f"{name}: not run yet: python exp_" in out
+            for name in ("accuracy", "claims", "davis_frank", "pruning")
+        )
+        and not Path("tables").exists()
+    )
+
+
+def accuracies(*words) -> pd.DataFrame:
+    """The table of accuracies, by what was trained."""
+    assert plots.main(["--only", "accuracy", "--out", "out", "--format", "csv", *words]) == 0
+    table = pd.read_csv("out/tables/accuracy.csv")
+    return table.rename(columns=lambda c: c.removeprefix("test accuracy (%): ")).set_index(
+        "trained"
+    )
+
+
+def test_a_copied_experiment_stands_beside_bn_under_its_own_name():
+    for seed in range(2):
+        for train in ("bn", "all", "none"):
+            pretend(seed, 50, train=train)
+        pretend(seed, 60, "bn_last_stage", train="bn")
+        pretend(seed, 61, "bn_last_stage", train="bn of the last stage")
+        pretend(seed, 62, "thirds", train="custom-1a2b3c", depth=32)
+        pretend(seed, 63, "slow", train="bn", lr=0.01)
+    table = accuracies()
+    together = table[table.recipe == table.recipe["all"]]
+    assert set(together.index) == {
+        "bn",
+        "all",
+        "none",
+        "bn_last_stage: bn",
+        "bn of the last stage",
+        "custom-1a2b3c",
+    }
+    assert (
+        together["mean"]["bn"] == 50
+        and together["mean"]["bn_last_stage: bn"] == 60
+        and (together.seeds == 2).all()
+    )
+    (apart,) = {recipe for recipe in table.recipe if recipe not in set(together.recipe)}
+    assert apart.startswith("slow: digits, ") and "lr 0.01" in apart
+    every = sweeps.distinct(runs.read_runs(Path("results")))
+    labels = {
+        line.get_label() for line in plots.FIGURES["accuracy_depth"].make(every).axes[0].lines
+    }
+    beside = {"bn_last_stage: bn", "bn of the last stage", "custom-1a2b3c"}
+    assert labels == {"chance", *(f"{name} (2 seeds)" for name in {"bn", "all", "none", *beside})}
+    alone = every[every.experiment == "thirds"]
+    assert tables.accuracy(alone.assign(depth=float("nan"))) is not None
+    assert next(tables.accuracy(alone)).title.startswith("thirds: digits, ")
+
+
+def test_runs_of_older_and_newer_versions_and_without_a_depth_are_averaged_with_the_others(capsys):
+    older = dict.fromkeys(
+        [
+            "lr",
+            "classes",
+            "weight_init",
+            "params_total",
+            "test_top5",
+            "commit",
+            "threads",
+            "precision",
+        ]
+    )
+    pretend(0, 50)
+    pretend(1, 52, **older | {"precision": "fp32"})
+    newer = pretend(2, 54)
+    three = pd.concat([pd.read_csv(newer)] * 3).assign(
+        epoch=[1, 2, 3], epochs=3, gradient_norm=[1.5, 2.5, 3.5]
+    )
+    for seed in (3, 4):
+        three.assign(
+            seed=seed, test_acc=60 + seed, gradient_norm=three.gradient_norm + seed
+        ).to_csv(newer.with_name(f"{seed}.csv"), index=False)
+    table = accuracies()
+    assert sorted(zip(table["mean"], table.seeds, strict=True)) == [(52, 3), (63.5, 2)]
+    read = runs.read_runs(Path("results"))
+    assert read.gradient_norm.dropna().tolist() == [6.5, 7.5] and (read.lr == 0.1).all()
+    assert not capsys.readouterr().err
+    for column in ("status", "test_acc"):
+        pd.read_csv(newer).drop(columns=column).to_csv(newer.with_name("bad.csv"), index=False)
+        assert accuracies().seeds.sum() == 5
+        assert (
+            f"bad.csv: it cannot be used: it lacks the columns {column}" in capsys.readouterr().err
+        )
+
+
+def test_names_that_look_like_numbers_or_like_nothing_are_names(capsys):
+    for dataset, train in (("2024", "7"), ("None", "NA"), ("1e5", "none"), ("1e5", "bn")):
+        pretend(0, 50, "mine", dataset=dataset, train=train)
+        pretend(0, 50, dataset=dataset, train="bn")
+    assert plots.main(["--out", "out", "--format", "md"]) == 0 and not capsys.readouterr().err
+    table = Path("out/tables/accuracy.md").read_text()
+    assert all(f"\n| {label} | ours | 50.0 (1) |" in table for label in ("7", "NA", "mine: bn"))
+    assert (
+        plots.main(["--dataset", "2024", "--only", "accuracy"]) == 0
+        and "| 7 | ours | 50.0 (1) |" in capsys.readouterr().out
+    )
+
+
+@pytest.mark.parametrize("experiment", ["bn_only", "my_mixer"])
+@pytest.mark.parametrize("missing", ["", None])
+def test_a_network_without_a_depth_has_none_in_every_table_and_figure(experiment, missing, capsys):
+    for seed in range(2):
+        for train in ("bn", "all", "none"):
+            pretend(
+                seed, 50 + seed, experiment, train=train, depth=missing, width=missing, arch="mixer"
+            )
+            pretend(seed, 60 + seed, train=train)
+    pretend(0, 70, "odd", arch="resnet", depth=missing, width=missing)
+    assert plots.main(["--out", "out"]) == 0
+    printed = capsys.readouterr()
+    assert not printed.err and "nan" not in printed.out and "mixer" in printed.out
+    table = accuracies()
+    without = table[table.depth == "no depth"]
+    assert (
+        without["mean"]["bn"].tolist()[0] == 50.5
+        and table[table.depth == "depth 14"]["mean"]["bn"] == 60.5
+    )
+    assert plots.main(["--pack", "packed"]) == 0
+    assert tables_of("--results", "packed") == tables_of()
+
+
+def test_a_new_table_and_a_new_figure_are_one_function_each(monkeypatch, capsys):
+    for known in ("TABLES", "FIGURES"):
+        monkeypatch.setattr(registry, known, getattr(registry, known).copy())
+        monkeypatch.setattr(plots, known, getattr(registry, known))
+
+    @registry.table("exp_bn_only.py --seed 7")
+    def best_seed(runs):
+        """The seed of the best run."""
+        for title, sweep in sweeps.sweeps(runs, "depth"):
+            yield tables.Table(title, [{"seed": sweep.seed[sweep.test_acc.idxmax()]}])
+
+    @registry.figure("exp_bn_only.py --seed 7")
+    def accuracy_seed(runs):
+        """Accuracy by seed."""
+        figure, (axis,) = figures.panel("seeds", "seed", "test accuracy (%)")
+        axis.plot(runs.seed, runs.test_acc)
+        return figure
+
+    assert plots.main(["--only", "best_seed", "accuracy_seed", "--results", "."]) == 0
+    assert capsys.readouterr().out.count("not run yet: python exp_bn_only.py --seed 7") == 2
+    for seed in range(3):
+        pretend(seed, 50 + seed)
+    assert plots.main(["--only", "best_seed", "accuracy_seed", "--out", "out"]) == 0
+    assert "The seed of the best run." in (out := capsys.readouterr().out) and "| 2 |" in out
+    made = {str(path.relative_to("out")) for path in Path("out").rglob("*.*")}
+    assert made == {f"tables/best_seed.{kind}" for kind in ("md", "tex", "csv")} | {
+        f"figures/accuracy_seed-digits.{kind}" for kind in ("png", "pdf")
+    }
+    assert (
+        plots.main([]) == 0
+        and Path("tables/best_seed.md").exists()
+        and Path("tables/accuracy.md").exists()
+    )
+    with pytest.raises(SystemExit) as stop:
+        plots.main(["--only", "best_sed"])
+    err = capsys.readouterr().err
+    assert (
+        stop.value.code == 2
+        and err.count("\n") == 1
+        and "best_seed" in err
+        and "accuracy_seed" in err
+    )
+
+
+def tables_of(*words) -> dict[str, bytes]:
+    shutil.rmtree("made", ignore_errors=True)
+    assert plots.main([*map(str, words), "--out", "made", "--format", "md", "csv", "png"]) == 0
+    return {path.name: path.read_bytes() for path in sorted(Path("made").rglob("*.*"))}
+
+
+def test_packed_runs_say_what_the_runs_said(capsys):
+    for words in (
+        ["--train", "bn"],
+        ["--train", "all"],
+        ["--seed", 1],
+        ["--lr", 1e6, "--train", "all-bn", "--epochs", 20],
+    ):
+        run("--epochs", 2, *words)
+    assert (
+        exp_mlp_lenet.main([*GRID[:2], *GRID[4:], "--hidden", "16", "--bn", "before", "after"]) == 0
+    )
+    Path("results/bench").mkdir()
+    Path("results/bench/cpu.csv").write_text(
+        "device,threads,arch,depth,width,train,image_size,batch_size,variant,limit_s,share_of_step,start_s\ncpu,2,resnet,14,1,bn,32,128,start-up,,,2.5\n"
+    )
+    capsys.readouterr()
+    expected, told = tables_of(), capsys.readouterr().err
+    assert plots.main(["--pack", "packed"]) == 0
+    assert sorted(files_in("packed")) == [
+        "bench.csv",
+        "digits/channels.csv.gz",
+        "digits/epochs.csv.gz",
+        "digits/pruning.csv.gz",
+    ]
+    capsys.readouterr()
+    found = tables_of("--results", "packed")
+    assert [
+        name for name in expected if found.get(name) != expected[name]
+    ] == [] and found.keys() == expected.keys()
+    assert "diverged" in told and "diverged" in capsys.readouterr().err
+    packed = files_in("packed")
+    assert (
+        plots.main(["--results", "packed", "--pack", "packed"]) == 0
+        and files_in("packed") == packed
+    )  # the same runs, the same bytes
+    shutil.rmtree("results")
+    assert (
+        run("--epochs", 2, "--seed", 2) == 0
+        and plots.main(["--with", "packed", "--pack", "packed"]) == 0
+    )
+    epochs = pd.read_csv("packed/digits/epochs.csv.gz", dtype={"hidden": str})
+    assert epochs.run.nunique() == 7 and (
+        epochs[epochs.experiment == "bn_only"].seed.max(),
+        epochs.hidden.dropna().unique().tolist(),
+    ) == (2, ["16"])
+    assert plots.main(["--with", "packed", "--only", "accuracy", "--out", "out"]) == 0
+    table = pd.read_csv("out/tables/accuracy.csv")
+    assert table[table.trained == "bn"]["test accuracy (%): seeds"].tolist() == [
+        3
+    ]  # a run that both have counts once
+
+
+def files_in(folder) -> dict[str, bytes]:
+    return {
+        str(path.relative_to(folder)): path.read_bytes()
+        for path in Path(folder).rglob("*")
+        if path.is_file()
+    }
+
+
+def test_a_damaged_pack_is_named_and_left_out(capsys):
+    assert run("--epochs", 1) == 0 and plots.main(["--pack", "packed"]) == 0
+    for harm in (b"no gzip", Path("packed/digits/epochs.csv.gz").read_bytes()[:-30]):
+        Path("packed/digits/epochs.csv.gz").write_bytes(harm)
+        capsys.readouterr()
+        assert plots.main(["--results", "packed", "--only", "accuracy"]) == 0
+        err = capsys.readouterr().err
+        assert (
+            err.startswith("left out: packed/digits/epochs.csv.gz: it cannot be used")
+            and err.count("\n") == 1
+        )
+
+
+def test_the_committed_tables_are_those_of_the_committed_runs():
+    assert (
+        plots.main(["--results", str(HERE / "evidence"), "--out", ".", "--format", "md", "csv"])
+        == 0
+    )  # LaTeX is as pandas' version writes it
+    assert files_in("tables") == {
+        name: content
+        for name, content in files_in(HERE / "evidence/tables").items()
+        if not name.endswith(".tex")
+    }
+
+
+def test_what_a_user_runs_changes_no_tracked_file():
+    """The README's first command as it stands there, other commands of its, and then the tests of
+    what is committed, in a clone."""
+    listed = subprocess.run(
+        ["git", "-C", HERE, "ls-files", "-z", "--cached", "--others", "--exclude-standard"],
+        capture_output=True,
+        text=True,
+    )
+    if listed.returncode:
+        pytest.skip("no checkout of git's")
+    for name in filter(None, listed.stdout.split("\0")):
+        if (HERE / name).exists():
+            (to := Path("clone", name)).parent.mkdir(parents=True, exist_ok=True)
+            shutil.copy(HERE / name, to)
+
+    def does(*words):
+        return subprocess.run(
+            words, cwd="clone", check=True, capture_output=True, text=True, env=environment()
+        ).stdout
+
+    git = ["git", "-c", "user.name=A", "-c", "user.email=a@b"]
+    does(*git, "init")
+    does(*git, "add", ".")
+    does(*git, "commit", "-m", "a clone")
+    readme = (HERE / "README.md").read_text(encoding="utf-8")
+    first = re.search(r"requirements.txt && python (exp_bn_only.py .*)", readme)[1]
+    assert "test accuracy" in does(sys.executable, *first.split())
+    does(
+        sys.executable,
+        "plots.py",
+        "--only",
+        "accuracy",
+        "claims",
+        "learning_curves",
+        "--with",
+        "evidence",
+    )
+    does(sys.executable, "plots.py", "--pack", "results/packed")
+    for command in re.findall(r"python (predict.py evidence/\S+ --dataset digits)", readme):
+        does(sys.executable, *command.split())
+    does(sys.executable, "-m", "pytest", "-q", "tests/test_plots.py", "-k", "committed or readme")
+    assert does("git", "status", "--porcelain") == ""
+
+
+def test_the_numbers_in_the_readme_are_those_of_the_tables():
+    """In its section on results every row of a table stands in tables/, and every number with a
+    decimal point there or in the CSVs that it speaks of."""
+    readme = (HERE / "README.md").read_text(encoding="utf-8")
+    results = readme[readme.index("## Results") : readme.index("## Copy a script")].splitlines()
+    tables = "\n".join(
+        path.read_text(encoding="utf-8") for path in (HERE / "evidence/tables").glob("*.md")
+    )
+    precision = pd.read_csv(HERE / "evidence/digits/epochs.csv.gz", low_memory=False).query(
+        "experiment == 'bn_only' and train == 'bn' and epochs == 60"
+    )
+    known = {
+        *re.findall(r"\d+\.\d+", tables),
+        *(f"{seconds:.3f}" for seconds in precision.groupby("precision").seconds.median()),
+        precision.torch.iloc[0].rpartition(".")[0],
+    }
+    rows = [
+        line for line in results if line.startswith("|") and "![" not in line and line != "| | |"
+    ]
+    prose = [line for line in results if not line.startswith(("|", "    "))]
+    assert len(rows) > 30 and not set(rows) - set(tables.splitlines())
+    assert not set(re.findall(r"(?<![\w.])\d+\.\d+(?![\w.]*\w)", " ".join(prose))) - known
+
+
+def test_plots_need_no_torch():
+    loaded = "import sys, plots; sys.exit('torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", loaded], cwd=HERE).returncode == 0
