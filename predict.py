@@ -122,7 +122,7 @@ def settings_of(content: dict, device: str) -> Settings:
     """The run's settings, those of its experiment alone included."""
     found = content["settings"] if content["version"] > 1 else settings_of_version_1(content)
     shared = {field.name for field in dataclasses.fields(Settings)}
-    own = [(name, type(value), value) for name, value in found.items() if name not in shared]
+    own = [(name, type(value), None) for name, value in found.items() if name not in shared]
     kind = dataclasses.make_dataclass("Settings", own, bases=(Settings,))
     mine = {"quiet": True, "device": device, "compile": False, "graph": False}
     args = common.resolved(kind(**found | mine))

@@ -1,0 +1,243 @@
+"""What a copied script may change, and what stays true: each test writes the script into a folder of its own."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pandas as pd
+import pytest
+
+import plots
+from test_smoke import HERE, environment, rows
+
+SMALL = "--dataset digits --subset 200 --epochs 4 --batch-size 50 --precision fp32".split()
+
+
+def start(name: str, *words) -> subprocess.CompletedProcess:
+    command = [sys.executable, f"exp_{name}.py", *SMALL, *map(str, words)]
+    return subprocess.run(command, capture_output=True, text=True, env=environment())
+
+
+def made(name: str, *words, results="results") -> list[dict]:
+    """The rows of the one run that the script exp_NAME.py makes."""
+    done = start(name, *words, "--results", results, "--checkpoints", f"{results}-checkpoints")
+    assert done.returncode == 0, done.stderr
+    (path,) = Path(results, name).glob("*[0-9a-f].csv")
+    return rows(path)
+
+
+def script(name: str, text: str) -> None:
+    """`text` as a script that ends like all of them."""
+    end = '\n\nif __name__ == "__main__":\n    sys.exit(common.main(run, Settings, __doc__))\n'
+    start = "import sys\nfrom dataclasses import dataclass\nimport common\nimport torch\nfrom torch import nn\n"
+    settings = "" if "class Settings" in text else "Settings = common.Settings\n"
+    Path(f"exp_{name}.py").write_text(start + settings + text + end)
+
+
+PLAIN = """
+def run(args):
+    data = common.load_data(args)
+    model = common.build_model(args, data)
+    common.freeze(model, args.train)
+    return common.fit(model, data, args)
+"""
+
+
+def test_another_optimizer_has_its_name_in_the_record():
+    script(
+        "adamw",
+        """
+def recipe(model, args):
+    trained = [p for p in model.parameters() if p.requires_grad]
+    return common.scheduled(torch.optim.AdamW(trained, lr=0.01, weight_decay=0.02), args)
+
+def run(args):
+    data = common.load_data(args)
+    model = common.build_model(args, data)
+    common.freeze(model, args.train)
+    return common.fit(model, data, args, recipe)
+""",
+    )
+    (first, *_) = made("adamw", "--depth", 8)
+    assert (first["optimizer"], first["lr"], first["weight_decay"]) == ("adamw", "0.01", "0.02")
+    assert first["schedule"] == "step" and first["train"] == "bn"
+
+
+CNN = """
+def build(args, data):
+    return common.build_model(args, data, small_cnn)
+
+def small_cnn(args, size, classes):
+    return nn.Sequential(
+        nn.Conv2d(size[2], 16, 3), nn.GroupNorm(4, 16), nn.ReLU(), nn.Dropout(0.2),
+        nn.Conv2d(16, 32, 3), nn.GroupNorm(4, 32), nn.ReLU(),
+        nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(32, classes))
+"""
+
+VIT = """
+class SmallViT(nn.Module):
+    def __init__(self, size, classes):
+        super().__init__()
+        self.patches = nn.Conv2d(size[2], 32, 2, 2)
+        self.position = nn.Parameter(torch.randn(1, 16, 32))
+        layer = nn.TransformerEncoderLayer(32, 4, 64, dropout=0.1, batch_first=True, norm_first=True)
+        self.encoder = nn.TransformerEncoder(layer, 2, enable_nested_tensor=False)
+        self.head = nn.Linear(32, classes)
+
+    @property
+    def output(self):
+        return self.head
+
+    def forward(self, x):
+        return self.head(self.encoder(self.patches(x).flatten(2).mT + self.position).mean(1))
+
+def vit(args, size, classes):
+    return SmallViT(size, classes)
+
+def build(args, data):
+    return common.build_model(args, data, vit)
+"""
+
+OWN_RUN = """
+def run(args):
+    data = common.load_data(args)
+    model = build(args, data)
+    common.freeze(model, args.train)
+    return common.fit(model, data, args)
+"""
+
+
+@pytest.mark.parametrize("name, network, count", [("cnn", CNN, 96), ("vit", VIT, 256)])
+def test_a_network_of_ones_own_has_a_seed_a_record_and_a_checkpoint(name, network, count):
+    script(name, network + OWN_RUN)
+    whole = made(name, "--train", "norm", results="whole")
+    assert made(name, "--train", "norm", results="again") == whole
+    for _ in range(2):
+        made(name, "--train", "norm", "--time-limit", 1e-9, results="stopped")
+    assert made(name, "--train", "norm", results="stopped") == whole
+    first = whole[0]
+    assert (first["train"], first["depth"], first["width"]) == ("norm", "", "")
+    assert int(first["params_trained"]) == count and first["arch"] in ("small_cnn", "vit")
+    (checkpoint,) = Path("whole-checkpoints", name).glob("*.pt")
+    look = [sys.executable, HERE / "predict.py", checkpoint, "--dataset", "digits"]
+    done = subprocess.run(look, capture_output=True, text=True, env=environment())
+    assert f"{float(whole[-1]['test_acc']):.2f} % of 359" in done.stdout, done.stderr
+    other = made(name, "--train", "norm", "--seed", 1, results="other")
+    assert other[0]["train_loss"] != first["train_loss"]
+
+
+def test_a_data_set_of_ones_own_is_a_function_that_returns_images_and_labels():
+    script(
+        "stripes",
+        """
+import numpy as np
+
+def stripes():
+    draw = np.random.default_rng(0)
+    labels = np.arange(300) % 2
+    images = draw.integers(0, 100, (300, 8, 8, 1))
+    images[labels == 1, ::2] += 150
+    return images, labels
+
+def run(args):
+    data = common.make_data(args, "stripes", *stripes())
+    model = common.build_model(args, data)
+    common.freeze(model, args.train)
+    return common.fit(model, data, args)
+""",
+    )
+    table = made("stripes", "--depth", 8, "--epochs", 8)
+    assert (table[0]["dataset"], table[0]["classes"], table[0]["image_size"]) == ("stripes", "2", "8x8")
+    assert float(table[-1]["test_acc"]) > 90
+
+
+DROPOUT = """
+@dataclass
+class Settings(common.Settings):
+    dropout: float = common.flag(0.0, "before the output layer", common.number(float, 0, 1))
+
+def run(args):
+    data = common.load_data(args)
+    model = common.build_model(args, data)
+    model.output = nn.Sequential(nn.Dropout(args.dropout), model.output)
+    common.freeze(model, args.train)
+    return common.fit(model, data, args, also=lambda model: {"gamma": model.bn.weight.mean().item()})
+"""
+
+
+def test_a_new_column_is_in_the_csv_and_old_runs_are_still_read(capsys):
+    script("dropout", PLAIN)
+    old = made("dropout", "--depth", 8)
+    script("dropout", DROPOUT)
+    done = start("dropout", "--depth", 8, "--dropout", 0.5)
+    assert done.returncode == 0, done.stderr
+    tables = {pd.read_csv(path).get("dropout", pd.Series([0.0])).iloc[0]: rows(path) for path in Path("results/dropout").glob("*[0-9a-f].csv")}
+    assert set(tables) == {0.0, 0.5} and tables[0.0] == old and "gamma" in tables[0.5][0]
+    assert plots.main(["--only", "accuracy", "--out", "out"]) == 0
+    shown = capsys.readouterr()
+    assert "damaged" not in shown.err and "dropout 0.5" in shown.out
+
+
+def test_biases_alone_by_a_word_and_by_a_predicate():
+    script("biases", PLAIN)
+    by_word = made("biases", "--depth", 8, "--train", "bias")
+    script(
+        "stage",
+        """
+def run(args):
+    data = common.load_data(args)
+    model = common.build_model(args, data)
+    common.freeze(model, lambda name, module, p: name.startswith("stage1") and name.endswith("bias"), called="beta of the first stage")
+    return common.fit(model, data, args)
+""",
+    )
+    stage = made("stage", "--depth", 8)
+    assert (by_word[0]["train"], by_word[0]["params_trained"]) == ("bias", str(336 + 10))
+    assert (stage[0]["train"], stage[0]["params_trained"]) == ("beta of the first stage", "32")
+    assert "beta_of_the_first_stage" in stage[0]["run"]
+
+
+def test_a_record_says_what_was_trained_whatever_the_flag_said():
+    script(
+        "more",
+        """
+def run(args):
+    data = common.load_data(args)
+    model = common.build_model(args, data)
+    common.freeze(model, args.train)
+    model.output.bias.requires_grad_(True)
+    return common.fit(model, data, args)
+""",
+    )
+    first = made("more", "--depth", 8)[0]
+    assert first["train"].startswith("custom-") and first["params_trained"] == str(672 + 10)
+    assert made("more", "--depth", 8, "--train", "beta", results="b")[0]["train"] == "bias"
+
+
+def test_an_edited_script_is_another_run_and_overwrites_nothing():
+    script("edited", PLAIN)
+    before = made("edited", "--depth", 8)
+    (path,) = Path("results/edited").glob("*[0-9a-f].csv")
+    content = path.read_bytes()
+    script("edited", PLAIN.replace("freeze(model, args.train)", "freeze(model, 'gamma')"))
+    assert start("edited", "--depth", 8).returncode == 0
+    other = [one for one in Path("results/edited").glob("*[0-9a-f].csv") if one != path]
+    assert path.read_bytes() == content and len(other) == 1
+    assert rows(other[0])[0]["train"] == "gamma" and before[0]["train"] == "bn"
+
+
+def test_a_function_passed_through_partial_works():
+    script("partial", PLAIN.replace("def run(args)", "def of(word, args)").replace("args.train", "word"))
+    text = Path("exp_partial.py").read_text().replace("common.main(run,", "common.main(functools.partial(of, 'beta'),")
+    Path("exp_partial.py").write_text("import functools\n" + text)
+    assert made("partial", "--depth", 8)[0]["train"] == "beta"
+
+
+def test_the_digests_of_our_own_scripts_are_those_that_the_names_count_on():
+    """After a change to a script put what is printed here into harness/ours.json."""
+    import json
+
+    from harness.config import source_digest
+
+    now = {path.name: source_digest(path) for path in sorted(HERE.glob("exp_*.py"))}
+    assert json.loads((HERE / "harness/ours.json").read_text()) == now
