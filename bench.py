@@ -7,9 +7,11 @@
 
 A plain loop is made ours one part after the other:
 
-    plain                       as public implementations have it: a DataLoader with PIL transforms and
+    plain                       as public implementations have it: a DataLoader with PIL transforms
+    and
                                 its best number of workers, fp32, NCHW, the loss read in every step
-    data on the device          images stay there as uint8, are cropped and flipped in batches, nothing
+    data on the device          images stay there as uint8, are cropped and flipped in batches,
+    nothing
                                 is read before the epoch ends; PyTorch's fused optimizer
     channels_last               weights and activations in NHWC
     bf16                        by autocast, where the hardware has it
@@ -20,22 +22,23 @@ A plain loop is made ours one part after the other:
 
 Images are random, with CIFAR-10's size and form. A measurement is a process of its own, so that its
 peak memory is, too; the measurements of all variants take turns, and a row has the medians over the
-turns. epoch_s is that of 50,000 training and 10,000 test images. start_s is from the start of a process
-to the end of its first step.
+turns. epoch_s is that of 50,000 training and 10,000 test images. start_s is from the start of a
+process to the end of its first step.
 
-limit_s is what an epoch takes at least here, the longer of two times. One is its FLOPs at the rate of a
-large matrix product in the same precision, measured in the same turns: a convolution of k x k with c_in
-and c channels has 2 k² c_in c at each of its H x W outputs, once for the forward pass, once for the
-gradient at its input if anything before it is trained, once for that at its weight if this is trained.
-The other is its bytes at the rate of a large copy: each element of a BatchNorm's input crosses memory 5
-times forward in training (written by the convolution, read for the statistics, read and written
-normalised, read by the next convolution), 4 times in testing; backward 4 times if the BatchNorm or
-anything before it is trained (its gradient written; gradient, input and ReLU's output read for the sums
-over a channel), 5 more if anything before it is (the three read again, the input's gradient written, and
-read by the convolution). A cache that holds a layer's activations can beat the second.
+limit_s is what an epoch takes at least here, the longer of two times. One is its FLOPs at the rate
+of a large matrix product in the same precision, measured in the same turns: a convolution of k x k
+with c_in and c channels has 2 k² c_in c at each of its H x W outputs, once for the forward pass,
+once for the gradient at its input if anything before it is trained, once for that at its weight if
+this is trained. The other is its bytes at the rate of a large copy: each element of a BatchNorm's
+input crosses memory 5 times forward in training (written by the convolution, read for the
+statistics, read and written normalised, read by the next convolution), 4 times in testing; backward
+4 times if the BatchNorm or anything before it is trained (its gradient written; gradient, input
+and ReLU's output read for the sums over a channel), 5 more if anything before it is (the three
+read again, the input's gradient written, and read by the convolution). A cache that holds a
+layer's activations can beat the second.
 
-The last rows say how a training step of all of it, but for compilation, spends its time (share_of_step,
-by PyTorch's profiler).
+The last rows say how a training step of all of it, but for compilation, spends its time
+(share_of_step, by PyTorch's profiler).
 """
 
 from __future__ import annotations
@@ -258,7 +261,7 @@ def build(args: Settings, parts: tuple[str, ...] | None, workers: int = 0):
     )
 
 
-# -------------------------------------------------------- measurements, each in a process of its own
+# ------------------------------------------------------- measurements, each in a process of its own
 
 
 def speed(args: Settings, parts, workers: int, seconds: float = 0) -> dict:
@@ -354,8 +357,8 @@ def shares(args: Settings, parts) -> dict:
 
 
 def limits(args: Settings) -> dict:
-    """FLOP/s of a large matrix product in either precision, and bytes/s of a large copy, reading and
-    writing."""
+    """FLOP/s of a large matrix product in either precision, and bytes/s of a large copy, reading
+    and writing."""
     cuda, found = args.device.type == "cuda", {}
     fast.prepare(args.device)
 
@@ -382,8 +385,8 @@ def limits(args: Settings) -> dict:
 
 
 def work(args: Settings) -> dict[str, tuple[float, float]]:
-    """FLOPs and crossings of memory by BatchNorms' inputs, of one training image and one test image,
-    as above."""
+    """FLOPs and crossings of memory by BatchNorms' inputs, of one training image and one test
+    image, as above."""
     args = args.but(device=torch.device("cpu"))
     totals, kinds = {"train": [0, 0], "test": [0, 0]}, (nn.Conv2d, nn.Linear)
     model = common.build_model(args, random_images(args, 10))
@@ -502,7 +505,8 @@ def least_seconds(needed: dict, floors: list[dict], precision: str) -> dict[str,
 
 
 def share_out(args: Settings, threads: int) -> list[dict]:
-    """A row per number of processes that share the machine, each with a network and data of its own."""
+    """A row per number of processes that share the machine, each with a network and data of its
+    own."""
     most = threads if args.device.type == "cpu" else 8
     counts, found = [n for n in (1, 2, 4, 8, 16, 32, 64) if n <= most], {}
     for _, n in itertools.product(range(args.turns), counts):
@@ -525,8 +529,8 @@ def share_out(args: Settings, threads: int) -> list[dict]:
 
 
 def beside(args: Settings, threads: int) -> list[dict]:
-    """A row per neighbours: all parts of the loop, with the threads that a run takes by itself. Where
-    these are several, once with the number of rounds that they spin before they sleep as
+    """A row per neighbours: all parts of the loop, with the threads that a run takes by itself.
+    Where these are several, once with the number of rounds that they spin before they sleep as
     harness/__init__.py sets it, and once with libgomp's own."""
     threads, found = fast.threads_for((args.image_size, args.image_size, 3)), {}
     loop = [sys.executable, "-c", "while True: pass"]

@@ -4,8 +4,8 @@ the training loop, and `fit`, which makes a run of all of it.
 An experiment reads without this file: load_data, build_model, freeze, fit. Come here to see how.
 What is not of the method (files, processes, the command line, other networks) is in harness/.
 
-Frankle et al.: "Training BatchNorm and Only BatchNorm", ICLR 2021, arXiv:2003.00152; open_lth is its
-first author's code. He et al.: "Deep Residual Learning for Image Recognition", CVPR 2016.
+Frankle et al.: "Training BatchNorm and Only BatchNorm", ICLR 2021, arXiv:2003.00152; open_lth is
+its first author's code. He et al.: "Deep Residual Learning for Image Recognition", CVPR 2016.
 """
 
 from __future__ import annotations
@@ -146,7 +146,8 @@ def load_data(args: Settings) -> Data:
 
 def make_data(args: Settings, name: str, images, labels, classes=None) -> Data:
     """A data set of your own. images: uint8 (N, H, W, C), labels: whole numbers (N,), as arrays, or
-    as dictionaries of them with `train` and, if there is one, `test`: else a stratified fifth is."""
+    as dictionaries of them with `train` and, if there is one, `test`: else a stratified fifth
+    is."""
     images = dict(images) if isinstance(images, dict) else {"train": images}
     labels = dict(labels) if isinstance(labels, dict) else {"train": labels}
     images = {split: np.asarray(x, np.uint8) for split, x in images.items()}
@@ -163,7 +164,8 @@ def make_data(args: Settings, name: str, images, labels, classes=None) -> Data:
 
 
 def load_digits():
-    """The 1,797 handwritten digits of 8x8 pixels inside scikit-learn, whose brightness is 0 … 16."""
+    """The 1,797 handwritten digits of 8x8 pixels inside scikit-learn, whose brightness is 0 …
+    16."""
     from sklearn.datasets import load_digits
 
     digits = load_digits()
@@ -302,7 +304,8 @@ def initialise(
 
 
 def freeze(model: nn.Module, train, called: str = "") -> None:
-    """Leaves what `train` says trainable, and nothing else. Running statistics, no parameters, go on.
+    """Leaves what `train` says trainable, and nothing else. Running statistics, no parameters, go
+    on.
 
     train: words of --train joined with +, or a predicate over (name, module, parameter), of which
     `called` is the name in the records."""
@@ -334,7 +337,8 @@ class Recipe(NamedTuple):
 
 
 def recipe(model: nn.Module, args: Settings) -> Recipe:
-    """The optimizer over what is trainable, with the weight decay on all of it, and its schedule."""
+    """The optimizer over what is trainable, with the weight decay on all of it, and its
+    schedule."""
     trained = [p for p in model.parameters() if p.requires_grad]
     if not trained:
         return Recipe()
@@ -458,8 +462,8 @@ def means(totals: torch.Tensor, n: int) -> dict[str, float]:
 
 
 def fit(model: nn.Module, data: Data, args: Settings, recipe=recipe, also=None) -> Outcome:
-    """Trains what is trainable, by `recipe(model, args)`, and writes the run's records; goes on where
-    an earlier start stopped.
+    """Trains what is trainable, by `recipe(model, args)`, and writes the run's records; goes on
+    where an earlier start stopped.
 
     also: what to measure beside losses and accuracies; `also(model)` returns numbers by name after
     every epoch, each a column of the records."""
@@ -523,7 +527,8 @@ def made_before(run: Run, data: Data) -> bool:
 
 
 def of_other_data(content: dict, data: Data) -> bool:
-    """Whether a checkpoint comes from other training images, by their number, mean and deviation."""
+    """Whether a checkpoint comes from other training images, by their number, mean and
+    deviation."""
     return any(content[key] != value for key, value in what_data(data).items())
 
 

@@ -1,14 +1,17 @@
 """Where should γ, β and the weights start, and how fast should γ learn? Two studies.
 
-davis_frank: J. Davis, L. Frank, "Revisiting Batch Norm Initialization", ECCV 2022, arXiv:2110.13989.
-Everything is trained; γ starts at a constant below 1 (`--bn-weight`) and learns at the rate divided
-by `--c`. Ends with a paired t-test against γ = 1, c = 1.
+davis_frank: J. Davis, L. Frank, "Revisiting Batch Norm Initialization", ECCV 2022,
+arXiv:2110.13989. Everything is trained; γ starts at a constant below 1 (`--bn-weight`) and learns
+at the rate divided by `--c`. Ends with a paired t-test against γ = 1, c = 1.
 frankle: Frankle, Schwab, Morcos, ICLR 2021, arXiv:2003.00152, appendix: γ and β alone are trained,
 from other starts of γ, β and the weights. Its `orthogonal` has He's gain √2, open_lth's has 1.
 
-    python exp_bn_init.py davis_frank --dataset digits --network cifar_resnet14 --epochs 20 --seeds 1 2 3
-    python exp_bn_init.py davis_frank --bn-weight 1 0.1 --c 1 100 --input-norm dataset bn   # CIFAR-10
-    python exp_bn_init.py frankle --dataset digits --gamma-init uniform ones symmetric --seeds 0 1 2 3 4
+    python exp_bn_init.py davis_frank --dataset digits --network cifar_resnet14 --epochs 20 --seeds
+    1 2 3
+    python exp_bn_init.py davis_frank --bn-weight 1 0.1 --c 1 100 --input-norm dataset bn   #
+    CIFAR-10
+    python exp_bn_init.py frankle --dataset digits --gamma-init uniform ones symmetric --seeds 0 1
+    2 3 4
 """
 
 import hashlib

@@ -2,7 +2,8 @@
 and leave the rest at its random start.
 
 Frankle, Schwab, Morcos, "Training BatchNorm and Only BatchNorm", ICLR 2021, arXiv:2003.00152: on
-CIFAR-10 γ and β alone, half a percent of a ResNet-110's parameters, reach 69.5 %, and 82 % at depth 866.
+CIFAR-10 γ and β alone, half a percent of a ResNet-110's parameters, reach 69.5 %, and 82 % at
+depth 866.
 
     python exp_bn_only.py --dataset digits                  # 8x8 digits, no download: half a minute
     python exp_bn_only.py --dataset digits --train output   # the output layer alone: far worse

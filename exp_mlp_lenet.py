@@ -1,5 +1,5 @@
-"""Do γ and β learn as much in networks that are no ResNets? MLPs and LeNet-5, on images and on tables,
-with BatchNorm before or after the activation.
+"""Do γ and β learn as much in networks that are no ResNets? MLPs and LeNet-5, on images and on
+tables, with BatchNorm before or after the activation.
 
 Left open by Böe et al. (2022), who trained BatchNorm's parameters alone in MLPs and LeNet on MNIST,
 and compared random parameters and all.
@@ -7,7 +7,8 @@ and compared random parameters and all.
     python exp_mlp_lenet.py --dataset digits --epochs 20 --train bn output all    # an MLP, seconds
     python exp_mlp_lenet.py --arch lenet5 --bn before after --train bn random:2 all --epochs 20
     python exp_mlp_lenet.py --dataset csv --data measurements.csv --target species --hidden 64 64
-    python exp_mlp_lenet.py --dataset digits --tune 30 --epochs 20    # rate, batch size, decay, widths
+    python exp_mlp_lenet.py --dataset digits --tune 30 --epochs 20    # rate, batch size, decay,
+    widths
 """
 
 import itertools

@@ -5,7 +5,8 @@ Frankle, Schwab, Morcos, "Training BatchNorm and Only BatchNorm", ICLR 2021, arX
 section 4: BatchNorm does better.
 
     python exp_random_params.py --dataset digits --per-channel 2                  # two minutes
-    python exp_random_params.py --dataset digits --per-channel 1 2 4 8 16 32 64 all --seeds 0 1 2 3 4
+    python exp_random_params.py --dataset digits --per-channel 1 2 4 8 16 32 64 all --seeds 0 1 2 3
+    4
     python exp_random_params.py --depth 14 110 --per-channel 2 --also output      # CIFAR-10
 """
 
@@ -66,7 +67,8 @@ def report(rows, trains):
     """Accuracies over seeds for each K, and the smallest K that overtakes BatchNorm's γ and β."""
     for (arch, depth, width), network in rows.groupby(["arch", "depth", "width"]):
         print(
-            f"\n{arch}{depth}, width {width}: test accuracy in %, mean ± sample standard deviation (seeds)"
+            f"\n{arch}{depth}, width {width}: "
+            "test accuracy in %, mean ± sample standard deviation (seeds)"
         )
         means = {}
         for train in trains:

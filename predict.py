@@ -1,7 +1,8 @@
-"""Looks at trained networks: the classes of an image, the accuracy on a data set, filters and feature
-maps.
+"""Looks at trained networks: the classes of an image, the accuracy on a data set, filters and
+feature maps.
 
-    python predict.py evidence/checkpoints/bn_only/resnet56-w1-digits-bn-s0-481e6d.pt --dataset digits
+    python predict.py evidence/checkpoints/bn_only/resnet56-w1-digits-bn-s0-481e6d.pt --dataset
+    digits
     python predict.py CHECKPOINT photo.jpg other.png                    # the five likeliest classes
     python predict.py WHOLE.pt BN_ONLY.pt --filters filters.png         # side by side
     python predict.py WHOLE.pt BN_ONLY.pt --feature-maps maps.png photo.jpg
@@ -54,8 +55,8 @@ class Trained:
 
 
 def load(path: Path, device: str) -> Trained:
-    """Rebuilds the network of a checkpoint. Raises UserError for a file that is none, is damaged, or
-    of a network that its script does not build."""
+    """Rebuilds the network of a checkpoint. Raises UserError for a file that is none, is damaged,
+    or of a network that its script does not build."""
     try:
         with taken_apart():
             content = read_checkpoint(path)
@@ -239,8 +240,8 @@ def convolutions(trained: Trained) -> list[str]:
 
 
 def draw_filters(networks: list[Trained], out: Path) -> None:
-    """The filters of the first convolution, in colour where images are, each network's on a scale of
-    its own."""
+    """The filters of the first convolution, in colour where images are, each network's on a scale
+    of its own."""
     grids = {}
     for trained in networks:
         layer = trained.model.get_submodule(convolutions(trained)[0])
@@ -295,7 +296,8 @@ def label(trained: Trained) -> str:
 
 
 def draw(grids: dict[str, list[list[torch.Tensor]]], titles: list[str], out: Path) -> None:
-    """A column for each network, a row for each title, and in each cell its pictures as a square."""
+    """A column for each network, a row for each title, and in each cell its pictures as a
+    square."""
     import matplotlib
 
     matplotlib.use("Agg")

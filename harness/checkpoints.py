@@ -1,6 +1,6 @@
-"""What a checkpoint holds of a network, and how it comes back: the trained tensors and the buffers by
-name, the optimizer's and the schedule's own state, and a fingerprint of the frozen rest, which the
-seed gives again."""
+"""What a checkpoint holds of a network, and how it comes back: the trained tensors and the buffers
+by name, the optimizer's and the schedule's own state, and a fingerprint of the frozen rest, which
+the seed gives again."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ from harness.errors import Damaged
 
 
 def pack(tensors: dict[str, torch.Tensor]) -> dict:
-    """Named tensors as a few long ones, one for each type: a file of thousands would be ten times as
-    large. `unpack` is its inverse."""
+    """Named tensors as a few long ones, one for each type: a file of thousands would be ten times
+    as large. `unpack` is its inverse."""
     shapes = {name: list(tensor.shape) for name, tensor in tensors.items()}
     types, values = {}, {}
     for name, tensor in tensors.items():
@@ -33,7 +33,8 @@ def unpack(packed: dict) -> dict[str, torch.Tensor]:
 
 
 def buffers(model: nn.Module) -> dict[str, torch.Tensor]:
-    """What a network keeps beside its parameters: running statistics, and how many batches made them."""
+    """What a network keeps beside its parameters: running statistics, and how many batches made
+    them."""
     kept = model.state_dict(keep_vars=True)
     return {name: tensor for name, tensor in kept.items() if not isinstance(tensor, nn.Parameter)}
 
@@ -43,8 +44,8 @@ def trained(model: nn.Module) -> dict[str, nn.Parameter]:
 
 
 def fingerprint(model: nn.Module) -> torch.Tensor:
-    """Sum and sum of magnitudes of each frozen tensor, float64 (n, 2): tells random starts apart, and
-    ignores their last bits, in which processors differ."""
+    """Sum and sum of magnitudes of each frozen tensor, float64 (n, 2): tells random starts apart,
+    and ignores their last bits, in which processors differ."""
     frozen = [p.detach().cpu().double() for p in model.parameters() if not p.requires_grad]
     sums = [[p.sum(), p.abs().sum()] for p in frozen]
     return torch.tensor(sums, dtype=torch.float64).reshape(-1, 2)

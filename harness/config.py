@@ -6,8 +6,9 @@ one place.
     class Settings(common.Settings):
         dropout: float = flag(0.0, "of the activations", check=number(float, 0, 1))
         epochs: int | None = changed("epochs", 40)       # another default
-        width: int = 1                                   # no flag: it has no part in this experiment
-        lists = {"depth": [14, 32], "seed": [0]}         # a grid: these flags take several values
+        width: int = 1                                   # no flag: it has no part in this
+        experiment lists = {"depth": [14, 32], "seed": [0]}         # a grid: these flags take
+        several values
 """
 
 from __future__ import annotations
@@ -31,7 +32,7 @@ from typing import Any, ClassVar
 
 from harness.errors import RunError, UserError, printable
 
-# ---------------------------------------------------------------------------------------------- flags
+# -------------------------------------------------------------------------------------------- flags
 
 ALWAYS = "always"  # in every record and in the hash of every name, as in the first version
 CHANGED = "changed"  # where it is not at its default: so runs that knew no such setting keep theirs
@@ -131,7 +132,7 @@ def augmentation(text: str) -> str:
     return "+".join(part for part in AUGMENTATIONS if part in chosen) or "none"
 
 
-# ----------------------------------------------------------------------------------------- processes
+# ---------------------------------------------------------------------------------------- processes
 
 
 @dataclass(frozen=True)
@@ -158,8 +159,8 @@ class Process:
 
 @cache
 def ours() -> dict[str, str]:
-    """The digests of this collection's scripts as they came: the names of their runs do not depend on
-    their source. A test compares them, and says what belongs here."""
+    """The digests of this collection's scripts as they came: the names of their runs do not depend
+    on their source. A test compares them, and says what belongs here."""
     return json.loads(Path(__file__).with_name("ours.json").read_text())
 
 
@@ -182,7 +183,7 @@ def main_code():
     return compile("", getattr(sys.modules["__main__"], "__file__", "notebook"), "exec")
 
 
-# ------------------------------------------------------------------------------------------ settings
+# ----------------------------------------------------------------------------------------- settings
 
 SCHEDULES = ("step", "cosine", "linear-cosine", "restarts", "exponential", "constant")
 of_network = partial(flag, group="network", record=ALWAYS)
@@ -194,13 +195,14 @@ of_records = partial(flag, group="records", record=NEVER)
 
 @dataclass
 class Settings:
-    """What every experiment can be asked for. None: it depends on others, and `resolve` fills it in."""
+    """What every experiment can be asked for. None: it depends on others, and `resolve` fills it
+    in."""
 
     lists: ClassVar[
         dict[str, list]
     ] = {}  # a grid's: flags that take several values, their defaults
 
-    arch: str = of_network("resnet", "resnet is the CIFAR ResNet of He et al., imagenet_resnet torchvision's",
+    arch: str = of_network("resnet", "resnet: He et al.'s for CIFAR; imagenet_resnet: torchvision's",
                         choices=("resnet", "vgg", "imagenet_resnet"))  # fmt: skip
     depth: int | None = of_network(
         None,
@@ -212,7 +214,8 @@ class Settings:
     train: str = of_network(
         "bn",
         "all, none, all-WORD (all but it), or words joined with +: gamma and beta of every "
-        "normalisation, norm (both), bn (both, of BatchNorm), bias (every additive vector), output, "
+        "normalisation, norm (both), bn (both, of BatchNorm), bias (every additive vector), "
+        "output, "
         "shortcut, conv, hidden, random:K (K entries of each channel)",
         metavar="WORDS",
     )
@@ -225,16 +228,16 @@ class Settings:
     )
     weight_init: str = of_network(
         "he_normal",
-        "of convolutions and linear layers; all have He's gain √2, orthogonal, too, whose gain is 1 "
-        "in open_lth",
+        "of convolutions and linear layers, with He's gain √2; orthogonal has gain 1 in open_lth",
         choices=("he_normal", "he_uniform", "orthogonal", "binary"),
     )
 
     dataset: str = of_data("cifar10", "digits needs no download", record=NEVER,
-                        choices=("digits", "mnist", "fashion_mnist", "cifar10", "cifar100", "imagefolder",
+                        choices=("digits", "mnist", "fashion_mnist", "cifar10", "cifar100",
+                                 "imagefolder",
                                  "imagenet"))  # fmt: skip
     data: str | None = of_data(
-        None, "where the data set is or is downloaded to (default data); for imagefolder the folder of images",
+        None, "where the data set is or is downloaded to (default data), or the folder of images",
         metavar="FOLDER", record=NEVER,
     )  # fmt: skip
     image_size: int | None = of_data(
@@ -279,7 +282,7 @@ class Settings:
     )
     momentum: float = of_recipe(0.9, "of sgd", number(float, 0, 1, below=True))
     schedule: str = of_recipe(
-        "step", "of the learning rate, epoch by epoch; step: x 0.1 after 50 %% and 75 %% of the epochs",
+        "step", "of the rate, epoch by epoch; step: x 0.1 after 50 %% and 75 %% of the epochs",
         choices=SCHEDULES,
     )  # fmt: skip
     warmup_epochs: int | None = of_recipe(
@@ -298,7 +301,7 @@ class Settings:
     )
     sync_bn: bool = of_machine(
         False,
-        "under torchrun, BatchNorm statistics of the whole batch and not of each process's share (CUDA)",
+        "under torchrun, BatchNorm statistics of the whole batch, not of each share (CUDA)",
     )
     precision: str | None = of_machine(
         None,
@@ -311,7 +314,7 @@ class Settings:
     )
     graph: bool = of_machine(
         False,
-        "on one GPU, capture the training step as a CUDA graph, which saves the launching of its kernels",
+        "on one GPU, capture the training step as a CUDA graph: kernels are launched at once",
     )
     workers: int = of_machine(
         os.cpu_count(), "threads that decode images", number(int, 1, 256), record=NEVER
@@ -371,7 +374,7 @@ def default_of(field: dataclasses.Field):
     return field.default
 
 
-# -------------------------------------------------------------------------------------- command line
+# ------------------------------------------------------------------------------------- command line
 
 
 class Parser(argparse.ArgumentParser):
@@ -591,8 +594,8 @@ def find_device(name):
 
 
 def as_plain(args: Settings) -> dict[str, Any]:
-    """The settings that a checkpoint keeps, from which `predict.py` builds the network again: all but
-    those of this machine."""
+    """The settings that a checkpoint keeps, from which `predict.py` builds the network again: all
+    but those of this machine."""
     mine = {
         "data",
         "results",

@@ -20,7 +20,8 @@ from harness.processes import processes, share
 
 @dataclass
 class Data:
-    """A data set on the device. For each split, images are uint8 (N, H, W, C), labels int64 (N,)."""
+    """A data set on the device. For each split, images are uint8 (N, H, W, C), labels int64
+    (N,)."""
 
     name: str
     classes: list[str]

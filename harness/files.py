@@ -12,13 +12,15 @@ from pathlib import Path
 
 from harness.errors import Damaged
 
-MAGIC = b"train-bn-only checkpoint "  # then its version, a line with the SHA-256, and torch.save's bytes
+# then its version, a line with the SHA-256, and torch.save's bytes
+MAGIC = b"train-bn-only checkpoint "
 VERSION = 2
 
 
 @contextmanager
 def replacing(path: Path):
-    """A binary stream whose content takes the place of `path` once it is complete, and not before."""
+    """A binary stream whose content takes the place of `path` once it is complete, and not
+    before."""
     new = path.with_name(f".{path.name}.{os.getpid()}.new")
     try:
         with open(new, "wb") as stream:
@@ -44,7 +46,8 @@ def write_table(path: Path, columns: list[str], rows) -> None:
 
 
 def write_checkpoint(path: Path, content: dict) -> None:
-    """What torch.save makes of `content`, behind its SHA-256: PyTorch does not notice a flipped bit."""
+    """What torch.save makes of `content`, behind its SHA-256: PyTorch does not notice a flipped
+    bit."""
     import torch
 
     payload = io.BytesIO()

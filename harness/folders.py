@@ -23,7 +23,7 @@ from harness.files import replacing
 from harness.processes import first, share
 from harness.progress import progress_bar
 
-# --------------------------------------------------------------------------------- what a folder has
+# -------------------------------------------------------------------------------- what a folder has
 
 NAMES = (".jpg", ".jpeg", ".png", ".ppm", ".pgm", ".bmp", ".tif", ".tiff", ".webp", ".gif")
 
@@ -78,8 +78,8 @@ def find_splits(root: Path) -> dict[str, Path]:
     if not folders or {"test", "val"} & set(folders):
         raise UserError(
             f"{root} has no folder train/: images belong in {root}/train/CLASS/ and "
-            f"{root}/test/CLASS/ or {root}/val/CLASS/, or all in {root}/CLASS/, of which a fifth is "
-            "then the test"
+            f"{root}/test/CLASS/ or {root}/val/CLASS/, or all in {root}/CLASS/, of which a "
+            "fifth is then the test"
         )
     return {"train": root}
 

@@ -24,8 +24,8 @@ def norms(model: nn.Module) -> dict[str, nn.Module]:
 
 @dataclass
 class Origin:
-    """What is known of a network that build_model made: `freeze` draws random entries from its seed,
-    `fit` records its name and what of it is trained."""
+    """What is known of a network that build_model made: `freeze` draws random entries from its
+    seed, `fit` records its name and what of it is trained."""
 
     seed: int | None = None
     name: str = ""  # of a network of one's own; empty for those of --arch

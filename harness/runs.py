@@ -27,16 +27,19 @@ from harness.config import Settings, in_one_line, recorded
 from harness.errors import Damaged, Locked, UserError, cannot_write, printable, taken_apart, warn
 from harness.files import read_checkpoint, replacing, write_checkpoint, write_table
 
-# fmt: off
-SETTINGS = ("dataset subset val_fraction arch depth width train gamma_init beta_init weight_init augment seed epochs "
-            "batch_size optimizer lr momentum weight_decay schedule warmup_epochs precision").split()
+SETTINGS = (
+    "dataset subset val_fraction arch depth width train gamma_init beta_init weight_init augment "
+    "seed epochs batch_size optimizer lr momentum weight_decay schedule warmup_epochs precision"
+).split()
 MEASURES = "train_loss train_acc val_loss val_acc test_loss test_acc test_top5 seconds".split()
-WHERE = "device threads torch commit".split()  # what may change from one start of a run to the next
-COLUMNS = ["experiment", "run", *SETTINGS, "params_total", "params_trained", "epoch", *MEASURES, *WHERE,
-           "status", "image_size", "classes"]
-NUMBERS = ("val_fraction depth width seed epochs batch_size lr momentum weight_decay warmup_epochs params_total "
-           "params_trained threads classes").split()
-# fmt: on
+WHERE = "device threads torch commit".split()  # may change from one start of a run to the next
+COUNTS = ["params_total", "params_trained"]
+AFTER = ["status", "image_size", "classes"]
+COLUMNS = ["experiment", "run", *SETTINGS, *COUNTS, "epoch", *MEASURES, *WHERE, *AFTER]
+NUMBERS = (
+    "val_fraction depth width seed epochs batch_size lr momentum weight_decay warmup_epochs "
+    "params_total params_trained threads classes"
+).split()
 OWN = ("bn_weight", "c", "input_norm", "bn", "activation", "hidden", "target")  # of one experiment
 REQUIRED = "experiment run dataset train seed epochs epoch test_acc status".split()
 CHANGING = ("epoch", *MEASURES, *WHERE)  # from one row of a run to the next
@@ -137,8 +140,8 @@ def read_rows(path: Path) -> tuple[list[str], list[dict[str, str]]]:
 
 
 def check_row(epoch: int, row: dict[str, str], other: list[str]) -> None:
-    """Raises Damaged where `row` cannot be that of `epoch`; `other` than the first's are these of its
-    settings."""
+    """Raises Damaged where `row` cannot be that of `epoch`; `other` than the first's are these of
+    its settings."""
     if None in row or None in row.values():
         raise Damaged(f"row {epoch} is not whole")
     if row["epoch"] != str(epoch):
@@ -244,7 +247,8 @@ class Run:
 
     @property
     def finished(self) -> bool:
-        """Every row is there, and the checkpoint, too: a CSV alone keeps no one from making the run."""
+        """Every row is there, and the checkpoint, too: a CSV alone keeps no one from making the
+        run."""
         return self.diverged or (len(self.rows) == self.args.epochs and self.checkpoint.exists())
 
     def read_rows(self) -> list[dict]:
@@ -267,8 +271,8 @@ class Run:
             raise Damaged(f"it is not this run's by its {other[0]}")
 
     def append(self, epoch: int, measured: dict[str, float], seconds: float) -> None:
-        """Adds an epoch's row. Where a loss is not finite the run is diverged, as a whole: every row
-        says so. A measurement that is not one of MEASURES gets a column of its own."""
+        """Adds an epoch's row. Where a loss is not finite the run is diverged, as a whole: every
+        row says so. A measurement that is not one of MEASURES gets a column of its own."""
         figures = dict.fromkeys(MEASURES, "") | {key: f"{measured[key]:.6g}" for key in measured}
         row = (
             self.about | {"epoch": epoch} | figures | {"seconds": f"{seconds:.3f}", "status": "ok"}
@@ -367,7 +371,8 @@ def run_grid(runs: list[Settings], run) -> tuple[int, list[Outcome]]:
 
 
 def make(left: list[Settings], total: int, run, there: dict) -> list[str]:
-    """Makes the runs that are `left`, puts what they became in `there`, and returns those that failed."""
+    """Makes the runs that are `left`, puts what they became in `there`, and returns those that
+    failed."""
     from harness.progress import progress_bar
 
     failed, locked, quiet = [], [], left and left[0].quiet
@@ -408,7 +413,8 @@ def out_of_time(args: Settings) -> bool:
 
 
 def estimate(runs: list[Settings], run) -> float:
-    """Seconds that `runs` will take one after the other; a dry run tells for all seeds of a setting."""
+    """Seconds that `runs` will take one after the other; a dry run tells for all seeds of a
+    setting."""
     seconds, known = 0.0, {}
     for args in runs:
         sample = args.but(seed=0, dry_run=True)

@@ -26,7 +26,8 @@ def summarise(outcome: Outcome, args: Settings) -> None:
     again = " was finished before (--force makes it again)" if outcome.again else ""
     print(f"\n{outcome.csv.stem}{again}")
     print(
-        f"  trained        {args.train}: {trained:,} of {total:,} parameters ({100 * trained / total:.2f} %)"
+        f"  trained        {args.train}: {trained:,} of {total:,} parameters "
+        f"({100 * trained / total:.2f} %)"
     )
     print(f"  test accuracy  {accuracy:.2f} % after epoch {len(rows)} (chance: {chance:.2f} %)")
     print(f"  records        {outcome.csv}")
@@ -35,12 +36,14 @@ def summarise(outcome: Outcome, args: Settings) -> None:
         given = " and ".join(name for name, is_given in flags if is_given)
         without = f" without {given}" if given else ""
         print(
-            f"  not finished   {len(rows)} of {epochs} epochs: the same command{without} goes on from here"
+            f"  not finished   {len(rows)} of {epochs} epochs: "
+            f"the same command{without} goes on from here"
         )
 
 
 def show(epoch: int, measured: dict[str, float], gammas: list[torch.Tensor], run: Run) -> None:
-    """Losses, accuracies and γ's histogram for TensorBoard, in results/EXPERIMENT/tensorboard/RUN."""
+    """Losses, accuracies and γ's histogram for TensorBoard, in
+    results/EXPERIMENT/tensorboard/RUN."""
     from torch.utils.tensorboard import SummaryWriter
 
     folder = run.csv.parent / "tensorboard" / run.name

@@ -147,7 +147,11 @@ def run(args):
 """,
     )
     table = made("stripes", "--depth", 8, "--epochs", 8)
-    assert (table[0]["dataset"], table[0]["classes"], table[0]["image_size"]) == ("stripes", "2", "8x8")
+    assert (table[0]["dataset"], table[0]["classes"], table[0]["image_size"]) == (
+        "stripes",
+        "2",
+        "8x8",
+    )
     assert float(table[-1]["test_acc"]) > 90
 
 
@@ -171,7 +175,10 @@ def test_a_new_column_is_in_the_csv_and_old_runs_are_still_read(capsys):
     script("dropout", DROPOUT)
     done = start("dropout", "--depth", 8, "--dropout", 0.5)
     assert done.returncode == 0, done.stderr
-    tables = {pd.read_csv(path).get("dropout", pd.Series([0.0])).iloc[0]: rows(path) for path in Path("results/dropout").glob("*[0-9a-f].csv")}
+    tables = {
+        pd.read_csv(path).get("dropout", pd.Series([0.0])).iloc[0]: rows(path)
+        for path in Path("results/dropout").glob("*[0-9a-f].csv")
+    }
     assert set(tables) == {0.0, 0.5} and tables[0.0] == old and "gamma" in tables[0.5][0]
     assert plots.main(["--only", "accuracy", "--out", "out"]) == 0
     shown = capsys.readouterr()
@@ -227,8 +234,15 @@ def test_an_edited_script_is_another_run_and_overwrites_nothing():
 
 
 def test_a_function_passed_through_partial_works():
-    script("partial", PLAIN.replace("def run(args)", "def of(word, args)").replace("args.train", "word"))
-    text = Path("exp_partial.py").read_text().replace("common.main(run,", "common.main(functools.partial(of, 'beta'),")
+    script(
+        "partial",
+        PLAIN.replace("def run(args)", "def of(word, args)").replace("args.train", "word"),
+    )
+    text = (
+        Path("exp_partial.py")
+        .read_text()
+        .replace("common.main(run,", "common.main(functools.partial(of, 'beta'),")
+    )
     Path("exp_partial.py").write_text("import functools\n" + text)
     assert made("partial", "--depth", 8)[0]["train"] == "beta"
 
