@@ -24,6 +24,12 @@ def pack(tensors: dict[str, torch.Tensor]) -> dict:
 
 def unpack(packed: dict) -> dict[str, torch.Tensor]:
     found, used = {}, dict.fromkeys(packed["values"], 0)
+    counts = dict.fromkeys(packed["values"], 0)
+    for name, shape in packed["shapes"].items():
+        counts[packed["types"][name]] += torch.Size(shape).numel()
+    for kind, values in packed["values"].items():
+        if len(values) != counts[kind]:
+            raise Damaged(f"it holds {len(values)} values where its names need {counts[kind]}")
     for name, shape in packed["shapes"].items():
         kind, n = packed["types"][name], torch.Size(shape).numel()
         start = used[kind]

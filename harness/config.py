@@ -51,8 +51,17 @@ class Flag:
     group: str = "experiment"
 
 
-def flag(default, help, check=None, *, choices=None, several=False, metavar=None, record=CHANGED,
-         group="experiment"):  # fmt: skip
+def flag(
+    default,
+    help,
+    check=None,
+    *,
+    choices=None,
+    several=False,
+    metavar=None,
+    record=CHANGED,
+    group="experiment",
+):
     """A setting that is a flag. `several`: it takes a list of values, all part of one run."""
     described = Flag(help, check, choices, several, metavar, group)
     value = {"default_factory": lambda: list(default)} if several else {"default": default}
@@ -202,8 +211,11 @@ class Settings:
         dict[str, list]
     ] = {}  # a grid's: flags that take several values, their defaults
 
-    arch: str = of_network("resnet", "resnet: He et al.'s for CIFAR; imagenet_resnet: torchvision's",
-                        choices=("resnet", "vgg", "imagenet_resnet"))  # fmt: skip
+    arch: str = of_network(
+        "resnet",
+        "resnet is He et al.'s for CIFAR, imagenet_resnet torchvision's",
+        choices=("resnet", "vgg", "imagenet_resnet"),
+    )
     depth: int | None = of_network(
         None,
         "resnet 6n + 2: 14 (default), 32, 56, 110, …, 866; vgg 11, 13, 16 (default), 19; "
@@ -220,9 +232,11 @@ class Settings:
         metavar="WORDS",
     )
     gamma_init: str = of_network(
-        "uniform", "uniform on [0, 1], symmetric on [-1, 1], ones, constant:X",
-        start("uniform", "symmetric", "ones"), metavar="INIT",
-    )  # fmt: skip
+        "uniform",
+        "uniform on [0, 1], symmetric on [-1, 1], ones, constant:X",
+        start("uniform", "symmetric", "ones"),
+        metavar="INIT",
+    )
     beta_init: str = of_network(
         "zeros", "zeros, ones, constant:X", start("zeros", "ones"), metavar="INIT"
     )
@@ -232,14 +246,18 @@ class Settings:
         choices=("he_normal", "he_uniform", "orthogonal", "binary"),
     )
 
-    dataset: str = of_data("cifar10", "digits needs no download", record=NEVER,
-                        choices=("digits", "mnist", "fashion_mnist", "cifar10", "cifar100",
-                                 "imagefolder",
-                                 "imagenet"))  # fmt: skip
+    dataset: str = of_data(
+        "cifar10",
+        "digits needs no download",
+        choices=tuple("digits mnist fashion_mnist cifar10 cifar100 imagefolder imagenet".split()),
+        record=NEVER,
+    )
     data: str | None = of_data(
-        None, "where the data set is or is downloaded to (default data), or the folder of images",
-        metavar="FOLDER", record=NEVER,
-    )  # fmt: skip
+        None,
+        "where the data set is or is downloaded to (default data), or the folder of images",
+        metavar="FOLDER",
+        record=NEVER,
+    )
     image_size: int | None = of_data(
         None,
         "scale the images to this height and width",
@@ -265,8 +283,10 @@ class Settings:
         None,
         "none, or of crop (after padding by 4), flip, brightness those to use, joined with + "
         "(default crop+flip; none for digits and MNIST)",
-        augmentation, metavar="PARTS", record=ALWAYS,
-    )  # fmt: skip
+        augmentation,
+        metavar="PARTS",
+        record=ALWAYS,
+    )
 
     epochs: int | None = of_recipe(
         None,
@@ -282,9 +302,10 @@ class Settings:
     )
     momentum: float = of_recipe(0.9, "of sgd", number(float, 0, 1, below=True))
     schedule: str = of_recipe(
-        "step", "of the rate, epoch by epoch; step: x 0.1 after 50 %% and 75 %% of the epochs",
+        "step",
+        "of the rate, epoch by epoch; step: x 0.1 after 50 %% and 75 %% of the epochs",
         choices=SCHEDULES,
-    )  # fmt: skip
+    )
     warmup_epochs: int | None = of_recipe(
         None,
         "over which the learning rate rises, step by step from 0, to what the schedule says "
@@ -325,9 +346,11 @@ class Settings:
     force: bool = of_records(False, "make a finished run again")
     no_resume: bool = of_records(False, "begin an unfinished run again")
     time_limit: float = of_records(
-        math.inf, "stop after the epoch that reaches it; the same command goes on",
-        number(float, 0, above=True), metavar="MINUTES",
-    )  # fmt: skip
+        math.inf,
+        "stop after the epoch that reaches it; the same command goes on",
+        number(float, 0, above=True),
+        metavar="MINUTES",
+    )
     tensorboard: bool = of_records(
         False, "write losses, accuracies and the histogram of γ for TensorBoard, too"
     )

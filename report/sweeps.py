@@ -109,7 +109,7 @@ def title(sweep: pd.DataFrame, varied: tuple[str, ...] = ()) -> str:
             words.append(run.arch)
         if "width" not in varied and times_width(run.width):
             words.append(f"width {run.width:g}")
-    words.append(f"{run.epochs:g} epochs")
+    words += [scaled_to(run), f"{run.epochs:g} epochs"]
     if "precision" not in varied:
         words.append(run.precision)
     own = [column for column in settings_of(sweep) if column not in COLUMNS]
@@ -121,6 +121,17 @@ def title(sweep: pd.DataFrame, varied: tuple[str, ...] = ()) -> str:
     if run.augment != "none":
         words.append(run.augment)
     return ", ".join(filter(None, words))
+
+
+NATIVE = {"digits": "8x8", "mnist": "28x28", "fashion_mnist": "28x28", "cifar10": "32x32"}
+
+
+def scaled_to(run) -> str:
+    """The size of images that were scaled, as a title says it; empty where they have their own."""
+    for name, size in NATIVE.items():
+        if run.dataset == name or run.dataset.startswith(f"{name}-"):
+            return "" if run.image_size in (size, "") else f"{run.image_size} pixels"
+    return ""
 
 
 def cells(sweep: pd.DataFrame, *varied: str) -> Iterator[tuple]:

@@ -316,14 +316,14 @@ def test_a_checkpoint_that_is_cut_or_has_a_flipped_bit_is_found():
 @pytest.mark.parametrize(
     "change, says",
     {
-        "run": "another run's",
+        "run": "not this run's by its seed",
         "version": "no checkpoint of this version",
         "cut": "checksum",
         "bit": "checksum",
         "empty": "no checkpoint of this version",
         "epoch": "of epoch 7",
         "key": "'trained'",
-        "size": "values where the network has",
+        "size": "holds 3 values",
         "fingerprint": "frozen weights",
         "kind": "what a run writes",
         "text": "what a run writes",
@@ -339,7 +339,7 @@ def test_a_checkpoint_that_does_not_fit_is_named_and_the_one_before_taken(
     changed = {
         "run": {"about": content["about"] | {"seed": "7"}},
         "epoch": {"epoch": 7},
-        "size": {"trained": content["trained"][:-1]},
+        "size": {"trained": content["trained"] | {"values": {"float32": torch.zeros(3)}}},
         "fingerprint": {"fingerprint": content["fingerprint"] + 1},
         "text": {"epoch": "2"},
         "past": {"epoch": -1},
@@ -357,7 +357,7 @@ def test_a_checkpoint_that_does_not_fit_is_named_and_the_one_before_taken(
     else:
         path.write_bytes(
             {
-                "version": whole.replace(b"checkpoint 1", b"checkpoint 2", 1),
+                "version": whole.replace(b"checkpoint 2", b"checkpoint 9", 1),
                 "cut": whole[:-1],
                 "bit": whole[:-9] + bytes([whole[-9] ^ 1]) + whole[-8:],
                 "empty": b"",
@@ -392,7 +392,7 @@ def test_a_finished_runs_checkpoint_that_holds_something_else_is_named_and_the_r
         ([1, 2, 3], "it does not hold what a run writes"),
         (
             content | {"about": content["about"] | {"run": "another", "seed": "7"}},
-            "it is another run's",
+            "it is not this run's by its run",
         ),
     ):
         harness_files.write_checkpoint(path, other)
@@ -795,7 +795,7 @@ train = common.train
 
 def noted(model, data, args, *rest):
     with open("made", "a") as notes:
-        notes.write(common.run_name(args) + "\\n")
+        notes.write(common.name_run(args).run + "\\n")
     return train(model, data, args, *rest)
 
 common.train, children = noted, []
@@ -1079,11 +1079,8 @@ def actions(script: str, study: str) -> dict[str, argparse.Action]:
     with pytest.MonkeyPatch.context() as patch, contextlib.suppress(SystemExit):
         patch.setattr(argparse.ArgumentParser, "parse_args", catch)
         patch.setattr(argparse.ArgumentParser, "parse_intermixed_args", catch)
-        patch.setattr(common, "main", lambda run, parser, argv: catch(parser))
-        importlib.import_module(script).main([])
+        importlib.import_module(script).main([study] if study else [])
     found = caught[0]._actions
-    if study:
-        found = next(action for action in found if action.choices).choices[study]._actions
     return {
         action.option_strings[0] if action.option_strings else "": action
         for action in found
@@ -1168,7 +1165,7 @@ def test_any_command_line_ends_with_an_exit_code_and_writes_nowhere_else(n, monk
     )  # what is imported late, and matplotlib's cache
     checkpoint = str(shutil.copy(next(Path("checkpoints").rglob("*.pt")), "whole.pt"))
     monkeypatch.setattr(urllib.request, "urlopen", no_network)
-    for measured in ("compare", "share_out"):  # bench.py's measurements have tests of their own
+    for measured in ("compare", "share_out", "beside"):  # bench.py's measurements have tests of their own
         monkeypatch.setattr(bench, measured, lambda args, threads: [{"variant": "none"}])
     watch.allowed = (str(tmp_path), "/dev/null", "/dev/shm")
 
