@@ -430,8 +430,17 @@ def train_step(model, x, y, optimizer, args, weight: float = 1) -> torch.Tensor:
 
 def forward(model: nn.Module, x: torch.Tensor, args: Settings) -> torch.Tensor:
     """Logits as fp32, (N, classes), the network's arithmetic in the run's precision."""
-    with torch.autocast(args.device.type, torch.bfloat16, enabled=args.precision == "bf16"):
-        return model(x).float()
+    try:
+        with torch.autocast(args.device.type, torch.bfloat16, enabled=args.precision == "bf16"):
+            return model(x).float()
+    except ValueError as error:
+        if not model.training or len(x) > 1:
+            raise
+        need = "where an image has one pixel left that is two images"
+        instead = "give --batch-size 2 or more, and two training images"
+        raise UserError(
+            f"BatchNorm needs two values of each channel, and {need}: {instead}"
+        ) from error
 
 
 @torch.inference_mode()

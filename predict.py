@@ -125,7 +125,7 @@ def settings_of(content: dict, device: str) -> Settings:
     shared = {field.name for field in dataclasses.fields(Settings)}
     own = [(name, type(value), None) for name, value in found.items() if name not in shared]
     kind = dataclasses.make_dataclass("Settings", own, bases=(Settings,))
-    mine = {"quiet": True, "device": device, "compile": False, "graph": False}
+    mine = {"quiet": True, "data": ".", "device": device, "compile": False, "graph": False}
     args = common.resolved(kind(**found | mine))
     if not has_bf16(args.device):
         args = args.but(precision="fp32")

@@ -508,7 +508,7 @@ def test_a_checkpoint_with_a_payload_runs_no_code(capsys):
         )
         path.with_suffix(".previous.pt").write_bytes(previous)
         assert run("--time-limit", 1e-9) == 0 and "PyTorch refuses it" in capsys.readouterr().err
-    path.write_bytes(records.MAGIC + b"\n" + b"cos\nmkdir\n(S'evil'\ntR.")
+    path.write_bytes(harness_files.MAGIC + b"2\n" + b"\n" + b"cos\nmkdir\n(S'evil'\ntR.")
     assert predict.main([str(path), "--dataset", "digits"]) == 2
     for about in (
         {"experiment": "../../evil"},
@@ -1165,7 +1165,11 @@ def test_any_command_line_ends_with_an_exit_code_and_writes_nowhere_else(n, monk
     )  # what is imported late, and matplotlib's cache
     checkpoint = str(shutil.copy(next(Path("checkpoints").rglob("*.pt")), "whole.pt"))
     monkeypatch.setattr(urllib.request, "urlopen", no_network)
-    for measured in ("compare", "share_out", "beside"):  # bench.py's measurements have tests of their own
+    for measured in (
+        "compare",
+        "share_out",
+        "beside",
+    ):  # bench.py's measurements have tests of their own
         monkeypatch.setattr(bench, measured, lambda args, threads: [{"variant": "none"}])
     watch.allowed = (str(tmp_path), "/dev/null", "/dev/shm")
 
