@@ -266,7 +266,7 @@ def test_the_figure_of_depths_is_of_a_recipe_that_has_several():
 def test_plots_set_published_figures_beside_a_variant_of_the_data_set(capsys):
     assert set(sweeps.published("cifar10-jpeg").source) >= {"Frankle et al. 2021", "Vinod 2020"}
     assert sweeps.published("cifar100").empty and sweeps.published("digits").empty
-    pretend(0, 50, train="bn", dataset="cifar10-jpeg")
+    pretend(0, 50, train="bn", dataset="cifar10-jpeg", image_size="32x32")
     assert plots.main(["--only", "accuracy", "--dataset", "cifar10-jpeg", "--out", "out"]) == 0
     assert (
         "| bn | ours − Frankle et al. 2021, cifar10 | +2.0 |" in capsys.readouterr().out
