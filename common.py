@@ -104,7 +104,8 @@ class Images(Data):
         straight = torch.arange(width)
         columns = shift[1, :, None] + torch.where(mirror[:, None], straight.flip(0), straight)
         rows = shift[0, :, None] + torch.arange(height)
-        brightness = torch.empty(n, 1, 1, 1).uniform_(0.8, 1.2, generator=draw).to(device)
+        if "brightness" in augment:
+            brightness = torch.empty(n, 1, 1, 1).uniform_(0.8, 1.2, generator=draw).to(device)
         order, rows, columns = order.to(device), rows.to(device), columns.to(device)
         for i in map(share, split_batches(order, batch_size)):
             images = self.padded[i[:, None, None], rows[i, :, None], columns[i, None, :]]

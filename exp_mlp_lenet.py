@@ -312,13 +312,14 @@ def report_tuned(args, study, layers):
     print(f"\nbest of {len(finished)} trials: {best.value:.2f} % on the validation split")
     chosen = {key: best.params[key] for key in ("lr", "weight_decay", "batch_size")}
     hidden = [best.params[f"hidden{i}"] for i in range(layers)] or [512]
-    varied = {"bn": [args.bn], "train": [args.train], "seed": [0, 1, 2, 3, 4]}
-    wanted = args.but(**chosen, hidden=hidden, varied=varied, tune=None, val_fraction=0.0)
+    shape = {"hidden": hidden} if args.arch == "mlp" else {}
+    others = {"seed": [0, 1, 2, 3, 4], "tune": None, "val_fraction": None, "quiet": None}
+    following = common.command(args, **chosen, **shape, **others)
     for key, value in chosen.items():
         print(f"  {key:<14} {value:.6g}")
     if args.arch == "mlp":
         print(f"  hidden         {' '.join(map(str, hidden))}")
-    print(f"  next           {common.command(wanted, quiet=False)}")
+    print(f"  next           {following}")
 
 
 def main(argv=None):

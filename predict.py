@@ -1,8 +1,7 @@
 """Looks at trained networks: the classes of an image, the accuracy on a data set, filters and
 feature maps.
 
-    python predict.py evidence/checkpoints/bn_only/resnet56-w1-digits-bn-s0-481e6d.pt --dataset
-    digits
+    python predict.py evidence/checkpoints/bn_only/resnet56-*.pt --dataset digits
     python predict.py CHECKPOINT photo.jpg other.png                    # the five likeliest classes
     python predict.py WHOLE.pt BN_ONLY.pt --filters filters.png         # side by side
     python predict.py WHOLE.pt BN_ONLY.pt --feature-maps maps.png photo.jpg

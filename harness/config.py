@@ -6,9 +6,8 @@ one place.
     class Settings(common.Settings):
         dropout: float = flag(0.0, "of the activations", check=number(float, 0, 1))
         epochs: int | None = changed("epochs", 40)       # another default
-        width: int = 1                                   # no flag: it has no part in this
-        experiment lists = {"depth": [14, 32], "seed": [0]}         # a grid: these flags take
-        several values
+        width: int = 1                                   # no flag: it has no part here
+        lists = {"depth": [14, 32], "seed": [0]}         # a grid: these flags take several values
 """
 
 from __future__ import annotations
@@ -363,6 +362,7 @@ class Settings:
     processes: int = dataclasses.field(default=1, metadata={"record": CHANGED})  # that make a run
     process: Process = dataclasses.field(default_factory=Process)
     varied: dict[str, list] = dataclasses.field(default_factory=dict)  # what a grid's lists hold
+    given: dict[str, Any] = dataclasses.field(default_factory=dict)  # what the command line said
 
     def but(self, **settings) -> Settings:
         """A copy with other `settings`."""
@@ -457,30 +457,33 @@ def parse(
                 f"{word}: this script makes one run and takes {flag_name}; lists are for grids"
             )
     given = vars(parser.parse_args(words))
+    said = dict(given)
     varied = {name: given.pop(name, default) for name, default in settings.lists.items()}
-    return settings(**given, varied=varied, process=process)
+    return settings(**given, varied=varied, given=said, process=process)
 
 
 def command(settings: Settings, **others) -> str:
-    """The command that asks for these settings, with `others` in their place."""
-    wanted = settings.but(**others)
+    """The command line that asked for these settings, with `others` in their place; None takes a
+    flag out."""
+    wanted = settings.given | others
     prefix, words = ["python"], []
     if settings.processes > 1:
         prefix = ["torchrun", f"--nproc-per-node={settings.processes}"]
-    for field in dataclasses.fields(wanted):
-        value = getattr(wanted, field.name)
-        if "flag" not in field.metadata or field.name in ("force", "no_resume", "dry_run"):
+    for name, value in wanted.items():
+        if name in ("force", "no_resume", "dry_run") or value is None or value is False:
             continue
-        name = "--" + field.name.replace("_", "-")
-        if field.name in wanted.lists:
-            words += [name, *map(str, wanted.varied[field.name])]
-        elif value is True:
-            words.append(name)
-        elif value != default_of(field) and isinstance(value, list):
-            words += [name, *map(str, value)]
-        elif value != default_of(field):
-            words += [name, str(value)]
-    return shlex.join([*prefix, wanted.process.script.name, *words])
+        words.append("--" + name.replace("_", "-"))
+        if isinstance(value, list):
+            words += map(str, flattened(value))
+        elif value is not True:
+            words.append(str(value))
+    return shlex.join([*prefix, settings.process.script.name, *words])
+
+
+def flattened(values: list) -> list:
+    """A check may make several values of a word."""
+    parts = [value if isinstance(value, list) else [value] for value in values]
+    return [value for part in parts for value in part]
 
 
 def in_one_line(error: Exception) -> str | None:
@@ -627,6 +630,7 @@ def as_plain(args: Settings) -> dict[str, Any]:
         "workers",
         "process",
         "varied",
+        "given",
         "time_limit",
     }
     names = [field.name for field in dataclasses.fields(args) if field.name not in mine]
