@@ -56,7 +56,8 @@ from harness.parts import origin, owned, parts, spelling, trainable, trained_as
 from harness.processes import first_goes_first, share
 from harness.progress import progress_bar
 from harness.runs import Outcome, Run, commit, dataset_name, duration, mean_and_deviation, name_run
-from harness.runs import out_of_time, run_files, run_grid, table_of
+from harness.runs import out_of_time, run_files, table_of
+from harness.runs import run_grid as make_grid
 from harness.speed import device_name, frozen_in
 from harness.telling import show, summarise
 from harness.zoo import DEPTHS, imagenet_resnet, vgg
@@ -576,9 +577,8 @@ def train(model, data, args, made: Recipe, run: Run | None, also=None) -> None:
         if not all(map(math.isfinite, measured.values())):
             run.append(epoch, measured, seconds)
         elif epoch < args.epochs:
-            run.append(
-                epoch, measured, seconds
-            )  # before the checkpoint, which could give no row back
+            # before the checkpoint, which could give no row back
+            run.append(epoch, measured, seconds)
             run.save(epoch, known | checkpoints.state(model, frozen, optimizer, scheduler))
         else:
             with processes.alone():
@@ -696,9 +696,9 @@ def main(run, settings: type[Settings], description: str, argv: list[str] | None
             return run(args)
         args = resolved(args)
         if not processes.started():
-            return seeded(run, args).code
+            return seeded(run)(args).code
         with processes.together(args.device):
-            return seeded(run, shared(args)).code
+            return seeded(run)(shared(args)).code
 
     return guarded(work)
 
@@ -720,10 +720,19 @@ def main_of(studies: dict[str, tuple], description: str, argv: list[str] | None 
     return guarded(ask)
 
 
-def seeded(run, args: Settings) -> Outcome:
-    """`run(args)`; what it should draw from PyTorch's own stream is a function of the seed, too."""
-    torch.manual_seed(stream_seed(args.seed, "weights"))
-    return run(args)
+def run_grid(runs: list[Settings], run) -> tuple[int, list[Outcome]]:
+    """Makes each of `runs` by `run(args)`, as harness.runs.run_grid says."""
+    return make_grid(runs, seeded(run))
+
+
+def seeded(run):
+    """`run`; what it should draw from PyTorch's own stream is a function of the seed, too."""
+
+    def work(args: Settings) -> Outcome:
+        torch.manual_seed(stream_seed(args.seed, "weights"))
+        return run(args)
+
+    return work
 
 
 def shared(args: Settings) -> Settings:

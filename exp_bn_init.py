@@ -6,12 +6,9 @@ at the rate divided by `--c`. Ends with a paired t-test against γ = 1, c = 1.
 frankle: Frankle, Schwab, Morcos, ICLR 2021, arXiv:2003.00152, appendix: γ and β alone are trained,
 from other starts of γ, β and the weights. Its `orthogonal` has He's gain √2, open_lth's has 1.
 
-    python exp_bn_init.py davis_frank --dataset digits --network cifar_resnet14 --epochs 20 --seeds
-    1 2 3
-    python exp_bn_init.py davis_frank --bn-weight 1 0.1 --c 1 100 --input-norm dataset bn   #
-    CIFAR-10
-    python exp_bn_init.py frankle --dataset digits --gamma-init uniform ones symmetric --seeds 0 1
-    2 3 4
+    python exp_bn_init.py davis_frank --dataset digits --network cifar_resnet14 --seeds 1 2 3
+    python exp_bn_init.py davis_frank --bn-weight 1 0.1 --c 1 100 --input-norm dataset bn
+    python exp_bn_init.py frankle --dataset digits --gamma-init uniform ones symmetric
 """
 
 import hashlib

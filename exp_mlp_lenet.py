@@ -7,8 +7,7 @@ and compared random parameters and all.
     python exp_mlp_lenet.py --dataset digits --epochs 20 --train bn output all    # an MLP, seconds
     python exp_mlp_lenet.py --arch lenet5 --bn before after --train bn random:2 all --epochs 20
     python exp_mlp_lenet.py --dataset csv --data measurements.csv --target species --hidden 64 64
-    python exp_mlp_lenet.py --dataset digits --tune 30 --epochs 20    # rate, batch size, decay,
-    widths
+    python exp_mlp_lenet.py --dataset digits --tune 30 --epochs 20    # rate, batch, decay, widths
 """
 
 import itertools

@@ -206,9 +206,8 @@ class Settings:
     """What every experiment can be asked for. None: it depends on others, and `resolve` fills it
     in."""
 
-    lists: ClassVar[
-        dict[str, list]
-    ] = {}  # a grid's: flags that take several values, their defaults
+    # a grid's: the flags that take several values, and their defaults
+    lists: ClassVar[dict[str, list]] = {}
 
     arch: str = of_network(
         "resnet",
@@ -538,12 +537,8 @@ def guarded(work: Callable[[], int], go_on: str = GO_ON) -> int:
 
 # ------------------------------------------------------------------------ what depends on others
 
-AUGMENTED = (
-    "cifar10",
-    "cifar100",
-    "imagefolder",
-    "imagenet",
-)  # by default; a mirrored digit is none
+# by default; a mirrored digit is none
+AUGMENTED = ("cifar10", "cifar100", "imagefolder", "imagenet")
 
 
 def resolve(args: Settings) -> Settings:
@@ -607,9 +602,8 @@ def find_device(name):
             device = torch.device("cuda", local_rank())
         torch.zeros(1, device=device).tolist()
         if device.type == "cuda" and device.index is not None:
-            torch.cuda.set_device(
-                device
-            )  # NCCL's broadcasts, streams and graphs take the current one
+            # NCCL's broadcasts, streams and graphs take the current one
+            torch.cuda.set_device(device)
         return device
     except Exception:  # PyTorch raises a different kind for each device that is not there
         there = ["cpu", *(f"cuda:{i}" for i in range(torch.cuda.device_count()))]

@@ -227,9 +227,8 @@ class Run:
         return self
 
     def __exit__(self, *_) -> None:
-        Path(self.lock.lock_file).unlink(
-            missing_ok=True
-        )  # while it is held: whoever opened it looks again
+        # while it is held: whoever opened it looks again
+        Path(self.lock.lock_file).unlink(missing_ok=True)
         self.lock.release()
 
     def look(self) -> Run:

@@ -126,6 +126,31 @@ def test_a_network_of_ones_own_has_a_seed_a_record_and_a_checkpoint(name, networ
     assert other[0]["train_loss"] != first["train_loss"]
 
 
+def test_a_network_built_outside_build_model_has_the_seed_of_its_run_in_a_grid_too():
+    script(
+        "bare",
+        """
+@dataclass
+class Settings(common.Settings):
+    lists = {"seed": [0]}
+
+def one(args):
+    data = common.load_data(args)
+    model = nn.Sequential(nn.Flatten(), nn.Linear(64, 10))
+    common.freeze(model, "all")
+    return common.fit(model, data, args)
+
+def run(args):
+    return common.run_grid(common.grid(args), one)[0]
+""",
+    )
+    for seeds in ("0", "1"), ("1", "0"):
+        done = start("bare", "--seeds", *seeds, "--results", seeds[0])
+        assert done.returncode == 0, done.stderr
+    first, second = (sorted(Path(name, "bare").glob("*[0-9a-f].csv")) for name in "01")
+    assert len(first) == 2 and [rows(path) for path in first] == [rows(path) for path in second]
+
+
 def test_a_data_set_of_ones_own_is_a_function_that_returns_images_and_labels():
     script(
         "stripes",
