@@ -51,7 +51,7 @@ from harness.dataset import (
 from harness.entries import put_random_entries
 from harness.errors import Damaged, RunError, UserError, taken_apart
 from harness.files import read_checkpoint, write_table
-from harness.parts import Origin, count_parameters, inner_layers, is_shortcut, names_of, norms
+from harness.parts import Origin, count_parameters, inner_layers, names_of, norms
 from harness.parts import origin, owned, parts, spelling, trainable, trained_as
 from harness.processes import first_goes_first, share
 from harness.progress import progress_bar
@@ -633,7 +633,7 @@ def write_learned(model, data, args, run: Run, affine: dict, start: dict) -> Non
     if not affine:
         return
     test, n = partial(evaluate, model, data, "test", args), len(data.labels["test"])
-    active = inside.activity(model, affine, is_shortcut, test, n)
+    active = inside.activity(model, affine, test, n)
     write_table(run.table("bn"), inside.CHANNELS, inside.channels(affine, start, active))
     pruned = inside.pruned([norm.weight for norm in affine.values()], test)
     write_table(run.table("prune"), inside.PRUNING, pruned)

@@ -6,6 +6,8 @@ from __future__ import annotations
 import torch
 from torch import nn
 
+from harness.parts import is_shortcut
+
 CHANNELS = "layer channel gamma beta gamma_init beta_init running_mean running_var active".split()
 PRUNING = "threshold zeroed gammas test_loss test_acc".split()
 THRESHOLDS = (0, 0.001, 0.003, 0.01, 0.03, 0.1, 0.3)
@@ -32,7 +34,7 @@ def column_of(values: torch.Tensor | None, n: int) -> list:
     return values.detach().float().reshape(-1).tolist()
 
 
-def activity(model: nn.Module, norms: dict[str, nn.Module], is_shortcut, evaluate, n: int) -> dict:
+def activity(model: nn.Module, norms: dict[str, nn.Module], evaluate, n: int) -> dict:
     """For each normalisation but the shortcuts', (channels,): the share of test activations above
     zero after the ReLU that follows it, for a block's second the one after the addition.
 

@@ -153,6 +153,10 @@ def check_row(epoch: int, row: dict[str, str], other: list[str]) -> None:
             raise Damaged(f"row {epoch} has {column} {row[column]}")
 
 
+def have_diverged(rows: list[dict[str, str]]) -> bool:
+    return bool(rows) and rows[-1]["status"] == "diverged"
+
+
 def possible(column: str, row: dict[str, str]) -> bool:
     """Whether a run can have written what `row` has in `column`, its status or a number: accuracies
     of 0 to 100 %, losses that are finite unless it diverged, other numbers none of which is below
@@ -242,7 +246,7 @@ class Run:
 
     @property
     def diverged(self) -> bool:
-        return bool(self.rows) and self.rows[-1]["status"] == "diverged"
+        return have_diverged(self.rows)
 
     @property
     def finished(self) -> bool:
@@ -329,7 +333,7 @@ class Outcome(NamedTuple):
 
     @property
     def diverged(self) -> bool:
-        return bool(self.rows) and self.rows[-1]["status"] == "diverged"
+        return have_diverged(self.rows)
 
     @property
     def code(self) -> int:

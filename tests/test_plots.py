@@ -274,17 +274,19 @@ def test_plots_set_published_figures_beside_a_variant_of_the_data_set(capsys):
     )
 
 
+def refusal(capsys, *words) -> str:
+    """The one line with which plots.py refuses a command line, by exit code 2."""
+    with pytest.raises(SystemExit) as stop:
+        plots.main([*words])
+    err = capsys.readouterr().err
+    assert stop.value.code == 2 and err.count("\n") == 1
+    return err
+
+
 def test_plots_of_a_data_set_without_runs_name_those_that_have_some(capsys):
     pretend(0, 50, train="bn", dataset="wine")
-    with pytest.raises(SystemExit) as stop:
-        plots.main(["--dataset", "w\nine"])
-    err = capsys.readouterr().err
-    assert (
-        stop.value.code == 2
-        and err.count("\n") == 1
-        and "it has wine" in err
-        and not Path("tables").exists()
-    )
+    assert "it has wine" in refusal(capsys, "--dataset", "w\nine")
+    assert not Path("tables").exists()
 
 
 def test_plots_without_a_run_name_the_command(capsys):
@@ -449,15 +451,8 @@ def test_a_new_table_and_a_new_figure_are_one_function_each(monkeypatch, capsys)
         and Path("tables/best_seed.md").exists()
         and Path("tables/accuracy.md").exists()
     )
-    with pytest.raises(SystemExit) as stop:
-        plots.main(["--only", "best_sed"])
-    err = capsys.readouterr().err
-    assert (
-        stop.value.code == 2
-        and err.count("\n") == 1
-        and "best_seed" in err
-        and "accuracy_seed" in err
-    )
+    err = refusal(capsys, "--only", "best_sed")
+    assert "best_seed" in err and "accuracy_seed" in err
 
 
 def tables_of(*words) -> dict[str, bytes]:
