@@ -7,12 +7,10 @@
 
 A plain loop is made ours one part after the other:
 
-    plain                       as public implementations have it: a DataLoader with PIL transforms
-    and
+    plain                       as public implementations have it: a DataLoader with PIL transforms,
                                 its best number of workers, fp32, NCHW, the loss read in every step
-    data on the device          images stay there as uint8, are cropped and flipped in batches,
-    nothing
-                                is read before the epoch ends; PyTorch's fused optimizer
+    data on the device          images stay there as uint8, are cropped and flipped in batches, and
+                                nothing is read before the epoch ends; PyTorch's fused optimizer
     channels_last               weights and activations in NHWC
     bf16                        by autocast, where the hardware has it
     frozen weights cast once    and not by autocast in every step
@@ -70,9 +68,8 @@ from harness.files import write_table
 from harness.runs import commit
 
 TRAIN, TEST = 50_000, 10_000  # images of a CIFAR-10 epoch
-WINDOW = (
-    10  # seconds of training that processes at once are measured for: they do not start together
-)
+# seconds of training that processes at once are measured for: they do not start together
+WINDOW = 10
 EAGER = (
     "data on the device",
     "channels_last",

@@ -27,39 +27,24 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from harness import checkpoints, folders, inside, processes, speed
-from harness.config import (
-    ALWAYS,
-    AUGMENTED,
-    Process,
-    Settings,
-    as_plain,
-    changed,
-    command,
-    constant,
-)
-from harness.config import flag, guarded, number, parse, parser_for, resolve, script_of
-from harness.dataset import (
-    TORCHVISION,
-    Data,
-    load_torchvision,
-    make_splits,
-    on_device,
-    resize,
-    split_batches,
-)
+from harness import checkpoints, folders, processes, speed
+from harness.config import ALWAYS, AUGMENTED, Process, Settings, changed, command, constant
+from harness.config import flag, number
+from harness.dataset import TORCHVISION, Data, load_torchvision, make_splits, on_device
+from harness.dataset import resize, split_batches
 from harness.entries import put_random_entries
-from harness.errors import Damaged, RunError, UserError, taken_apart
-from harness.files import read_checkpoint, write_table
+from harness.errors import RunError, UserError
+from harness.estimate import plan
 from harness.parts import Origin, count_parameters, inner_layers, names_of, norms
-from harness.parts import origin, owned, parts, spelling, trainable, trained_as
+from harness.parts import origin, owned, trainable, trained_as
 from harness.processes import first_goes_first, share
 from harness.progress import progress_bar
-from harness.runs import Outcome, Run, commit, dataset_name, duration, mean_and_deviation, name_run
-from harness.runs import out_of_time, run_files, table_of
-from harness.runs import run_grid as make_grid
+from harness.recording import Recorder, made_before
+from harness.runs import Outcome, Run, commit, dataset_name, mean_and_deviation, name_run
+from harness.runs import out_of_time, table_of
 from harness.speed import device_name, frozen_in
-from harness.telling import show, summarise
+from harness.starting import grid, main, main_of, resolved, run_grid
+from harness.telling import summarise
 from harness.zoo import DEPTHS, imagenet_resnet, vgg
 
 # -------------------------------------------------------------------------------------------- seeds
@@ -148,8 +133,7 @@ def load_data(args: Settings) -> Data:
 
 def make_data(args: Settings, name: str, images, labels, classes=None) -> Data:
     """A data set of your own. images: uint8 (N, H, W, C), labels: whole numbers (N,), as arrays, or
-    as dictionaries of them with `train` and, if there is one, `test`: else a stratified fifth
-    is."""
+    as dictionaries of them: `train` and `test`. Without `test` a stratified fifth is held out."""
     images = dict(images) if isinstance(images, dict) else {"train": images}
     labels = dict(labels) if isinstance(labels, dict) else {"train": labels}
     images = {split: np.asarray(x, np.uint8) for split, x in images.items()}
@@ -166,8 +150,7 @@ def make_data(args: Settings, name: str, images, labels, classes=None) -> Data:
 
 
 def load_digits():
-    """The 1,797 handwritten digits of 8x8 pixels inside scikit-learn, whose brightness is 0 …
-    16."""
+    """The 1,797 handwritten digits inside scikit-learn: 8x8 pixels, brightness 0 to 16."""
     from sklearn.datasets import load_digits
 
     digits = load_digits()
@@ -247,10 +230,9 @@ def build_model(args: Settings, data: Data, build=network) -> nn.Module:
         torch.manual_seed(stream_seed(args.seed, "weights"))
         model = build(args, data.size, len(data.classes))
     initialise(model, args.seed, args.gamma_init, args.beta_init, args.weight_init)
-    own = build is not network and args.arch in DEPTHS  # --arch does not speak of it
-    model.origin = Origin(
-        args.seed, getattr(build, "__name__", type(model).__name__) if own else ""
-    )
+    of_arch = build is network or args.arch not in DEPTHS  # else --arch does not speak of it
+    name = "" if of_arch else getattr(build, "__name__", type(model).__name__)
+    model.origin = Origin(args.seed, name)
     return model.to(args.device, memory_format=torch.channels_last)
 
 
@@ -339,8 +321,7 @@ class Recipe(NamedTuple):
 
 
 def recipe(model: nn.Module, args: Settings) -> Recipe:
-    """The optimizer over what is trainable, with the weight decay on all of it, and its
-    schedule."""
+    """The optimizer over what is trainable, weight decay on all of it, and its schedule."""
     trained = [p for p in model.parameters() if p.requires_grad]
     if not trained:
         return Recipe()
@@ -365,9 +346,8 @@ def rate(args: Settings):
     imagenet = ((1, 3), (2, 3), (8, 9))
     steps = imagenet if args.dataset == "imagenet" else ((1, 2), (3, 4))
     milestones = [math.ceil(n * of / parts) for of, parts in steps]
-    cycle = max(
-        1, math.ceil(n / 7)
-    )  # restarts: three cosines, each twice as long as the one before
+    # restarts: three cosines, each twice as long as the one before
+    cycle = max(1, math.ceil(n / 7))
     restarts = (0, cycle, 3 * cycle)
 
     def cosine(share):
@@ -485,8 +465,9 @@ def fit(model: nn.Module, data: Data, args: Settings, recipe=recipe, also=None) 
     if args.dry_run:
         seconds = 0.0
         if processes.first():
+            step = partial(train_step, optimizer=made.optimizer, args=args)
             with processes.alone():
-                seconds = plan(model, data, args, made, name.run)
+                seconds = plan(model, data, args, name.run, step, evaluate)
         return processes.from_first(Outcome(Path(), [], args.epochs, seconds=seconds))
     trained, total = count_parameters(model)
     size = "x".join(map(str, data.size[:2]))
@@ -519,229 +500,44 @@ def as_made(model: nn.Module, args: Settings, made: Recipe) -> Settings:
     return args.but(**truth)
 
 
-def made_before(run: Run, data: Data) -> bool:
-    """Whether the run is finished, its checkpoint whole and its own; if not, `resume` says why.
-    Raises UserError where it was made from other data."""
-    if not run.finished or run.diverged:
-        return run.finished
-    try:
-        with taken_apart():
-            content = read_checkpoint(run.checkpoint)
-            run.compare(content["about"])
-            other = of_other_data(content, data)
-    except Damaged:
-        return False
-    if other:
-        instead = "give these another name, or make the run again with --force"
-        raise UserError(f"{run.csv} was made from other data under the same name: {instead}")
-    return True
-
-
-def of_other_data(content: dict, data: Data) -> bool:
-    """Whether a checkpoint comes from other training images, by their number, mean and
-    deviation."""
-    return any(content[key] != value for key, value in what_data(data).items())
-
-
-def what_data(data: Data) -> dict:
-    mean, std = data.mean_std
-    return {"images": len(data.labels["train"]), "mean": mean.tolist(), "std": std.tolist()}
-
-
 def train(model, data, args, made: Recipe, run: Run | None, also=None) -> None:
     """Epochs, each with its row in the records, until the last, a loss that is not finite, or the
     time limit. Of several processes the first has the `run`."""
     optimizer, scheduler, _ = made
-    frozen, used = checkpoints.fingerprint(model), []
-    affine = {
-        name: norm for name, norm in norms(model).items() if getattr(norm, "bias", None) is not None
-    }
-    start = {
-        n: (norm.weight.detach().clone(), norm.bias.detach().clone()) for n, norm in affine.items()
-    }
-    known = what_data(data) | {
-        "classes": data.classes,
-        "size": data.size,
-        "settings": as_plain(args),
-    }
-
-    def resume(content):
-        if of_other_data(content, data):
-            raise Damaged("it comes from other data under the same name")
-        checkpoints.restore(model, content, optimizer, scheduler)
-        used.append(content)
-
-    def record(epoch, measured, seconds):
-        if args.tensorboard:
-            show(epoch, measured, [norm.weight for norm in affine.values()], run)
-        if not all(map(math.isfinite, measured.values())):
-            run.append(epoch, measured, seconds)
-        elif epoch < args.epochs:
-            # before the checkpoint, which could give no row back
-            run.append(epoch, measured, seconds)
-            run.save(epoch, known | checkpoints.state(model, frozen, optimizer, scheduler))
-        else:
-            with processes.alone():
-                write_learned(model, data, args, run, affine, start)
-            run.save(epoch, known | checkpoints.state(model, frozen))
-            run.append(epoch, measured, seconds)  # last: where all rows are, all else is there
-            run.previous.unlink(missing_ok=True)
-
-    done = processes.from_first(run and run.resume(resume))
-    content = processes.from_first(used[0] if used else None)
-    if content and not run:
-        checkpoints.restore(model, content, optimizer, scheduler)
+    recorder = Recorder(run, model, data, args, partial(evaluate, model, data, "test", args))
+    done = recorder.resume(optimizer, scheduler)
     parallel = processes.data_parallel(model, args.sync_bn)
-    buffers = [b for b in checkpoints.buffers(model).values() if b.is_floating_point()]
-    sizes = [
-        len(b) for b in split_batches(torch.arange(len(data.labels["train"])), args.batch_size)
-    ]
-    n, in_bf16 = len(sizes), args.precision == "bf16"
-    with (
-        progress_bar(
-            total=args.epochs * n, initial=done * n, unit=" batches", disable=args.quiet
-        ) as bar,
-        frozen_in(torch.bfloat16, model) if in_bf16 else nullcontext(),
-        speed.training_step(train_step, model, args) as step,
-    ):
+    statistics = [b for b in checkpoints.buffers(model).values() if b.is_floating_point()]
+    order = torch.arange(len(data.labels["train"]))
+    sizes = [len(batch) for batch in split_batches(order, args.batch_size)]
+    n, unit = len(sizes), " batches"
+    bar = progress_bar(total=args.epochs * n, initial=done * n, unit=unit, disable=args.quiet)
+    in_bf16 = frozen_in(torch.bfloat16, model) if args.precision == "bf16" else nullcontext()
+    with bar, in_bf16, speed.training_step(train_step, model, args) as step:
         for epoch in range(done + 1, args.epochs + 1):
             bar.set_description(f"epoch {epoch}/{args.epochs}", refresh=False)
             began = time.perf_counter()
             torch.manual_seed(stream_seed(args.seed, "noise", epoch))  # of dropout and the like
-            measured = train_epoch(parallel, data, optimizer, args, epoch, sizes, bar, step)
-            measured = {"train_loss": measured["loss"], "train_acc": measured["acc"]}
-            processes.like_first(buffers)
-            if "val" in data.labels:
-                found = evaluate(model, data, "val", args)
-                measured |= {"val_loss": found["loss"], "val_acc": found["acc"]}
-            found = evaluate(model, data, "test", args)
-            measured |= {f"test_{key}": value for key, value in found.items()}
-            measured |= also(model) if also else {}
+            totals = train_epoch(parallel, data, optimizer, args, epoch, sizes, bar, step)
+            measured = {"train_loss": totals["loss"], "train_acc": totals["acc"]}
+            processes.like_first(statistics)
+            measured |= measure(model, data, args, also)
             if scheduler:
                 scheduler.step()
             bar.set_postfix_str(f"test {measured['test_acc']:.1f} %", refresh=False)
-            if run:
-                record(epoch, measured, time.perf_counter() - began)
+            seconds = time.perf_counter() - began
+            recorder.record(epoch, measured, seconds, optimizer, scheduler)
             finite = all(map(math.isfinite, measured.values()))
             if not finite or processes.from_first(out_of_time(args)):
                 break
 
 
-def write_learned(model, data, args, run: Run, affine: dict, start: dict) -> None:
-    """RUN.bn.csv.gz, a row per channel of every normalisation with γ and β, and RUN.prune.csv.gz, a
-    row per threshold below which γ is set to zero."""
-    if not affine:
-        return
-    test, n = partial(evaluate, model, data, "test", args), len(data.labels["test"])
-    active = inside.activity(model, affine, test, n)
-    write_table(run.table("bn"), inside.CHANNELS, inside.channels(affine, start, active))
-    pruned = inside.pruned([norm.weight for norm in affine.values()], test)
-    write_table(run.table("prune"), inside.PRUNING, pruned)
-
-
-def plan(model, data, args, made: Recipe, name: str) -> float:
-    """Prints what --dry-run says: the run, its parameters, files and time. Returns the seconds."""
-    trained, total = count_parameters(model)
-    counts = {part: sum(p.numel() for p in found.values()) for part, found in parts(model).items()}
-    listed = ", ".join(f"{part} {count:,}" for part, count in counts.items())
-    print(f"{name}: trains {trained:,} of {total:,} parameters ({listed})")
-    print("writes {} and {}".format(*run_files(args, name)))
-    epoch = epoch_seconds(model, data, args, made.optimizer)
-    seconds, device = args.epochs * epoch, device_name(args.device)
-    print(f"about {duration(seconds)} on {device}: {args.epochs} epochs of {epoch:.2f} s")
-    return seconds
-
-
-def epoch_seconds(model: nn.Module, data: Data, args: Settings, optimizer) -> float:
-    """What an epoch will take, by a few steps and one pass over at most 1,000 test images. The
-    network is spoilt afterwards."""
-    steps, images = math.ceil(len(data.labels["train"]) / args.batch_size), len(data.labels["test"])
-    seconds, batches = [], data.training_batches(args.seed, 1, args.batch_size, args.augment)
-    for x, y in itertools.islice(batches, 3):
-        began = time.perf_counter()
-        train_step(model.train(), x, y, optimizer, args).tolist()
-        seconds.append(time.perf_counter() - began)
-    some = copy.copy(data)
-    some.images, some.labels = (
-        {"test": data.images["test"][:1000]},
-        {"test": data.labels["test"][:1000]},
-    )
-    began = time.perf_counter()
-    evaluate(model, some, "test", args)
-    return min(seconds) * steps + (time.perf_counter() - began) * images / min(1000, images)
-
-
-# -------------------------------------------------------------------------------------------- main
-
-
-def grid(args: Settings, **lists) -> list[Settings]:
-    """The settings of every combination of `lists` (of all of the grid's, where none are given)."""
-    lists = lists or args.varied
-    combinations = itertools.product(*lists.values())
-    return [resolved(args.but(**dict(zip(lists, values, strict=True)))) for values in combinations]
-
-
-def resolved(args: Settings) -> Settings:
-    """What depends on other settings filled in. Raises UserError for what cannot be."""
-    return resolve(args.but(train=spelling(args.train)))
-
-
-def main(run, settings: type[Settings], description: str, argv: list[str] | None = None) -> int:
-    """Runs an experiment as its command line asks: `run(args)`, of settings that are resolved or,
-    for a grid, of those that `grid` resolves. Returns the exit code."""
-
-    def work() -> int:
-        args = parse(settings, argv, description, Process(script_of(run)))
-        if settings.lists:  # under torchrun every process makes runs of its own
-            return run(args)
-        args = resolved(args)
-        if not processes.started():
-            return seeded(run)(args).code
-        with processes.together(args.device):
-            return seeded(run)(shared(args)).code
-
-    return guarded(work)
-
-
-def main_of(studies: dict[str, tuple], description: str, argv: list[str] | None = None) -> int:
-    """Runs the one of several studies of a script that the first word of its command line names:
-    `studies` has for each a function and its settings, as `main` takes them."""
-    words = sys.argv[1:] if argv is None else list(argv)
-    study, settings = studies.get(words[0] if words else "", (None, None))
-    if study:
-        return main(study, settings, description, words[1:])
-
-    def ask() -> int:
-        parser_for(None, description).parse_args(
-            [word for word in words if word in ("-h", "--help")]
-        )
-        raise UserError(f"name the study first: {' or '.join(studies)} (--help explains)")
-
-    return guarded(ask)
-
-
-def run_grid(runs: list[Settings], run) -> tuple[int, list[Outcome]]:
-    """Makes each of `runs` by `run(args)`, as harness.runs.run_grid says."""
-    return make_grid(runs, seeded(run))
-
-
-def seeded(run):
-    """`run`; what it should draw from PyTorch's own stream is a function of the seed, too."""
-
-    def work(args: Settings) -> Outcome:
-        torch.manual_seed(stream_seed(args.seed, "weights"))
-        return run(args)
-
-    return work
-
-
-def shared(args: Settings) -> Settings:
-    """The settings of a run on several processes: a run of its own, since every process has
-    BatchNorm statistics of its share, or of all with --sync-bn."""
-    count = processes.processes()
-    if args.batch_size < 2 * count:
-        need = f"each needs two samples: give {2 * count} or more"
-        raise UserError(f"--batch-size {args.batch_size} for {count} processes: {need}")
-    if args.graph:
-        raise UserError("--graph captures the step of one process on one GPU: leave it out here")
-    return args.but(processes=count, quiet=args.quiet or not processes.first())
+def measure(model: nn.Module, data: Data, args: Settings, also=None) -> dict[str, float]:
+    """What the records have of a network after an epoch."""
+    measured = {}
+    if "val" in data.labels:
+        found = evaluate(model, data, "val", args)
+        measured |= {"val_loss": found["loss"], "val_acc": found["acc"]}
+    found = evaluate(model, data, "test", args)
+    measured |= {f"test_{key}": value for key, value in found.items()}
+    return measured | (also(model) if also else {})

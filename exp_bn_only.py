@@ -26,10 +26,10 @@ def run(args):
     common.freeze(model, args.train)  # "bn": all but γ and β keep their random start
     outcome = common.fit(model, data, args)  # SGD, step schedule; one CSV row per epoch
     if outcome.finished and not args.quiet:
-        train, why = COMPARE.get(args.train, ("", ""))
-        following = (
-            common.command(args, train=train) + f"    # {why}" if train else "python plots.py"
-        )
+        following = "python plots.py"
+        if args.train in COMPARE:
+            train, why = COMPARE[args.train]
+            following = f"{common.command(args, train=train)}    # {why}"
         print(f"  next           {following}")
     return outcome
 

@@ -5,8 +5,7 @@ Frankle, Schwab, Morcos, "Training BatchNorm and Only BatchNorm", ICLR 2021, arX
 section 4: BatchNorm does better.
 
     python exp_random_params.py --dataset digits --per-channel 2                  # two minutes
-    python exp_random_params.py --dataset digits --per-channel 1 2 4 8 16 32 64 all --seeds 0 1 2 3
-    4
+    python exp_random_params.py --dataset digits --per-channel 1 4 16 64 all --seeds 0 1 2
     python exp_random_params.py --depth 14 110 --per-channel 2 --also output      # CIFAR-10
 """
 

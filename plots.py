@@ -20,11 +20,12 @@ import harness  # noqa: F401, Ctrl-C during imports is one line
 # isort: split
 import argparse
 import sys
+from contextlib import contextmanager
 from pathlib import Path
 
 import pandas as pd
 
-from harness.errors import cannot_write, printable
+from harness.errors import Parser, UserError, cannot_write, guarded, printable, warn
 from harness.runs import file_name
 from report import claims, figures, tables  # noqa: F401, they fill the registry
 from report.registry import FIGURES, TABLES
@@ -142,15 +143,9 @@ def save(figure, path: Path, formats: set[str]) -> None:
 # ------------------------------------------------------------------------------------ command line
 
 
-class Parser(argparse.ArgumentParser):
-    """argparse, its errors in one line."""
-
-    def error(self, message: str):
-        self.exit(2, f"error: {printable(message)} (--help explains)\n")
-
-
 def parser() -> Parser:
-    p = Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    layout = argparse.RawDescriptionHelpFormatter
+    p = Parser(description=__doc__, formatter_class=layout)
     p.add_argument(
         "--only",
         nargs="+",
@@ -193,39 +188,51 @@ def parser() -> Parser:
 
 
 def main(argv=None) -> int:
-    p = parser()
-    args = p.parse_args(argv)
-    folders = [args.results, *args.others]
+    def work() -> int:
+        args = parser().parse_args(argv)
+        folders = [args.results, *args.others]
+        check(folders)
+        with writing(args.pack or args.out, "--pack" if args.pack else "--out"):
+            if args.pack:
+                for path in pack_runs(folders, args.pack):
+                    print(printable(str(path)))
+            else:
+                make(args, of_dataset(args, read_runs(*folders)), read_bench(*folders))
+        return 0
+
+    return guarded(work, "the same command begins again")
+
+
+def check(folders: list[Path]) -> None:
     for folder in folders:
         try:
             found = folder.is_dir()
         except OSError as error:  # no folder can have this name
-            p.error(f"--results {folder}: {error.strerror}")
+            raise UserError(f"--results {folder}: {error.strerror}") from None
         if not found:
-            warning = f"warning: {folder} is no folder: --results names the one that holds the runs"
-            print(printable(warning), file=sys.stderr)
-    if args.pack:
-        try:
-            for path in pack_runs(folders, args.pack):
-                print(printable(str(path)))
-        except OSError as error:
-            instead = "name a folder that can be written with --pack"
-            return stopped(cannot_write(args.pack, error, instead))
-        return 0
-    runs = read_runs(*folders)
-    if args.dataset:
-        names = sorted(runs.dataset.unique())
-        if args.dataset not in names:
-            there = ", ".join(names) or "none at all"
-            missing = f"{args.results} has no finished run of the data set {args.dataset}"
-            p.error(f"{missing}: it has {there}")
-        runs = runs[runs.dataset == args.dataset]
+            warn(f"{folder} is no folder: --results names the one that holds the runs")
+
+
+@contextmanager
+def writing(folder: Path, flag: str):
+    """Names the flag to mend where the folder cannot be written."""
     try:
-        make(args, runs, read_bench(*folders))
+        yield
     except OSError as error:
-        instead = "name a folder that can be written with --out"
-        return stopped(cannot_write(args.out, error, instead))
-    return 0
+        instead = f"name a folder that can be written with {flag}"
+        raise cannot_write(folder, error, instead) from None
+
+
+def of_dataset(args, runs: pd.DataFrame) -> pd.DataFrame:
+    """The runs of --dataset, or all."""
+    if not args.dataset:
+        return runs
+    names = sorted(runs.dataset.unique())
+    if args.dataset not in names:
+        there = ", ".join(names) or "none at all"
+        missing = f"{args.results} has no finished run of the data set {args.dataset}"
+        raise UserError(f"{missing}: it has {there}")
+    return runs[runs.dataset == args.dataset]
 
 
 def make(args, runs: pd.DataFrame, measured: pd.DataFrame) -> None:
@@ -249,14 +256,5 @@ def make(args, runs: pd.DataFrame, measured: pd.DataFrame) -> None:
             print(f"figure {name}: not run yet: python {entry.command}")
 
 
-def stopped(error) -> int:
-    print(printable(f"error: {error}"), file=sys.stderr)
-    return error.exit_code
-
-
 if __name__ == "__main__":
-    try:
-        sys.exit(main())
-    except KeyboardInterrupt:
-        print("stopped: the same command begins again", file=sys.stderr)
-        sys.exit(130)
+    sys.exit(main())

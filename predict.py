@@ -25,8 +25,8 @@ import torch
 from torch import nn
 
 from harness import checkpoints, folders
-from harness.config import Parser, Settings, find_device
-from harness.errors import Damaged, UserError, printable, taken_apart
+from harness.config import Settings, find_device
+from harness.errors import Damaged, Parser, UserError, guarded, printable, taken_apart
 from harness.files import read_checkpoint
 from harness.parts import is_shortcut
 from harness.runs import COLUMNS, file_name
@@ -375,7 +375,7 @@ def main(argv=None) -> int:
         find_device(args.device)
         return look(args)
 
-    return common.guarded(work, "the same command begins again")
+    return guarded(work, "the same command begins again")
 
 
 if __name__ == "__main__":

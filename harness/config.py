@@ -20,7 +20,6 @@ import json
 import math
 import os
 import shlex
-import signal
 import sys
 import time
 from collections.abc import Callable
@@ -29,7 +28,7 @@ from functools import cache, partial
 from pathlib import Path
 from typing import Any, ClassVar
 
-from harness.errors import RunError, UserError, printable
+from harness.errors import Parser, UserError
 
 # -------------------------------------------------------------------------------------------- flags
 
@@ -399,13 +398,6 @@ def default_of(field: dataclasses.Field):
 # ------------------------------------------------------------------------------------- command line
 
 
-class Parser(argparse.ArgumentParser):
-    """argparse, its errors in one line."""
-
-    def error(self, message: str):
-        raise UserError(f"{message} (--help explains)")
-
-
 def parser_for(settings: type[Settings] | None, description: str, **options) -> Parser:
     """The command line of a class of settings. A flag of its `lists` takes several values, and
     answers to its plural, too: --seed 0 1 and --seeds 0 1."""
@@ -483,56 +475,6 @@ def flattened(values: list) -> list:
     """A check may make several values of a word."""
     parts = [value if isinstance(value, list) else [value] for value in values]
     return [value for part in parts for value in part]
-
-
-def in_one_line(error: Exception) -> str | None:
-    """What a user can do about `error`; None where it is a mistake of ours."""
-    import torch
-
-    if isinstance(error, (UserError, RunError)):
-        return str(error)
-    # PyTorch's allocator on a CPU raises a plain RuntimeError
-    unallocated = isinstance(error, RuntimeError) and "allocate memory" in str(error)
-    if unallocated or isinstance(error, (MemoryError, torch.OutOfMemoryError)):
-        return "out of memory: a smaller --batch-size, --width or --depth needs less"
-    if type(error).__module__.startswith(("torch._dynamo", "torch._inductor")):
-        return f"--compile failed, leave it out ({str(error).splitlines()[0]})"
-    if isinstance(error, OSError):
-        where = f" ({error.filename})" if error.filename else ""
-        return f"{error.strerror or error}{where}: once that is mended, {GO_ON}"
-    return None
-
-
-GO_ON = "the same command goes on after the last complete epoch"
-
-
-def guarded(work: Callable[[], int], go_on: str = GO_ON) -> int:
-    """The exit code of `work()`; whatever stops it costs one line on stderr, and no traceback where
-    the user can do something about it. `go_on`: what somebody who has stopped it can count on."""
-
-    def terminate(*_):
-        raise SystemExit(128 + signal.SIGTERM)
-
-    def say(line: str, code: int) -> int:
-        print(printable(line), file=sys.stderr)
-        return code
-
-    before = signal.signal(signal.SIGTERM, terminate)
-    if hasattr(sys.stdout, "reconfigure"):
-        sys.stdout.reconfigure(errors="backslashreplace")  # a terminal without γ, any file name
-    try:
-        return work()
-    except KeyboardInterrupt:
-        return say(f"stopped: {go_on}", 128 + signal.SIGINT)
-    except SystemExit as stop:  # --help ends so, too
-        return say(f"stopped: {go_on}", stop.code) if stop.code else 0
-    except Exception as error:
-        line = in_one_line(error)
-        if line is None:
-            raise
-        return say(f"error: {line}", getattr(error, "exit_code", 1))
-    finally:
-        signal.signal(signal.SIGTERM, before)
 
 
 # ------------------------------------------------------------------------ what depends on others

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import argparse
 import errno
+import signal
 import sys
+from collections.abc import Callable
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -55,3 +58,59 @@ def printable(text: str) -> str:
 
     Names of files and classes may hold anything."""
     return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
+
+
+class Parser(argparse.ArgumentParser):
+    """argparse, its errors in one line."""
+
+    def error(self, message: str):
+        raise UserError(f"{message} (--help explains)")
+
+
+def in_one_line(error: Exception) -> str | None:
+    """What a user can do about `error`; None where it is a mistake of ours."""
+    if isinstance(error, (UserError, RunError)):
+        return str(error)
+    # PyTorch's allocator on a CPU raises a plain RuntimeError
+    unallocated = isinstance(error, RuntimeError) and "allocate memory" in str(error)
+    on_a_gpu = type(error).__name__ == "OutOfMemoryError"  # torch's, which plots.py is without
+    if unallocated or on_a_gpu or isinstance(error, MemoryError):
+        return "out of memory: a smaller --batch-size, --width or --depth needs less"
+    if type(error).__module__.startswith(("torch._dynamo", "torch._inductor")):
+        return f"--compile failed, leave it out ({str(error).splitlines()[0]})"
+    if isinstance(error, OSError):
+        where = f" ({error.filename})" if error.filename else ""
+        return f"{error.strerror or error}{where}: once that is mended, {GO_ON}"
+    return None
+
+
+GO_ON = "the same command goes on after the last complete epoch"
+
+
+def guarded(work: Callable[[], int], go_on: str = GO_ON) -> int:
+    """The exit code of `work()`; whatever stops it costs one line on stderr, and no traceback where
+    the user can do something about it. `go_on`: what somebody who has stopped it can count on."""
+
+    def terminate(*_):
+        raise SystemExit(128 + signal.SIGTERM)
+
+    def say(line: str, code: int) -> int:
+        print(printable(line), file=sys.stderr)
+        return code
+
+    before = signal.signal(signal.SIGTERM, terminate)
+    if hasattr(sys.stdout, "reconfigure"):
+        sys.stdout.reconfigure(errors="backslashreplace")  # a terminal without γ, any file name
+    try:
+        return work()
+    except KeyboardInterrupt:
+        return say(f"stopped: {go_on}", 128 + signal.SIGINT)
+    except SystemExit as stop:  # --help ends so, too
+        return say(f"stopped: {go_on}", stop.code) if stop.code else 0
+    except Exception as error:
+        line = in_one_line(error)
+        if line is None:
+            raise
+        return say(f"error: {line}", getattr(error, "exit_code", 1))
+    finally:
+        signal.signal(signal.SIGTERM, before)

@@ -136,29 +136,20 @@ def trainable(model: nn.Module) -> frozenset[str]:
     return frozenset(name for name, _, parameter in owned(model) if parameter.requires_grad)
 
 
+ORDER = "bn norm gamma beta random bias output shortcut conv hidden".split()
+
+
 def spelling(train: str) -> str:
     """The one spelling of words of --train, as far as it does not depend on the network."""
     given = list(dict.fromkeys(train.split("+")))
     if {"gamma", "beta"} <= set(given):
         given = ["bn", *(word for word in given if word not in ("gamma", "beta"))]
-    order = (
-        "bn",
-        "norm",
-        "gamma",
-        "beta",
-        "random",
-        "bias",
-        "output",
-        "shortcut",
-        "conv",
-        "hidden",
-    )
-    ranks = {
-        word: order.index(word.partition(":")[0])
-        for word in given
-        if word.partition(":")[0] in order
-    }
-    return "+".join(sorted(given, key=lambda word: ranks.get(word, len(order))))
+
+    def rank(word: str) -> int:
+        kind = word.partition(":")[0]
+        return ORDER.index(kind) if kind in ORDER else len(ORDER)
+
+    return "+".join(sorted(given, key=rank))
 
 
 def trained_as(model: nn.Module) -> str:

@@ -23,8 +23,9 @@ from typing import NamedTuple
 
 from filelock import FileLock, Timeout
 
-from harness.config import Settings, in_one_line, recorded
-from harness.errors import Damaged, Locked, UserError, cannot_write, printable, taken_apart, warn
+from harness.config import Settings, recorded
+from harness.errors import Damaged, Locked, UserError, cannot_write, in_one_line, printable
+from harness.errors import taken_apart, warn
 from harness.files import read_checkpoint, replacing, write_checkpoint, write_table
 
 SETTINGS = (
@@ -101,10 +102,10 @@ def commit() -> str:
     here = Path(__file__).parent.parent
 
     def git(*words):
-        done = subprocess.run(
-            ["git", "-C", here, *words], capture_output=True, text=True, check=True
-        )
-        return done.stdout.strip()
+        # without its lock, which would stay behind where this process is killed
+        start = ["git", "--no-optional-locks", "-C", here]
+        options = {"capture_output": True, "text": True, "check": True}
+        return subprocess.run([*start, *words], **options).stdout.strip()
 
     try:
         edited = git("status", "--porcelain", "--", ":(glob)*.py", ":(glob)harness/*.py")

@@ -1,3 +1,3 @@
-"""What the tests here share with test_smoke.py."""
+"""What every test here has."""
 
-from test_smoke import folder  # noqa: F401, every test's own
+from tests.helpers import folder  # noqa: F401, a folder of its own

@@ -1,27 +1,21 @@
 """What a copied script may change, and what stays true: each test writes the script into a folder of its own."""
 
-import subprocess
-import sys
 from pathlib import Path
 
 import pandas as pd
 import pytest
 
 import plots
-from test_smoke import HERE, environment, rows
+from tests.helpers import HERE, forked, rows
 
 SMALL = "--dataset digits --subset 200 --epochs 4 --batch-size 50 --precision fp32".split()
-
-
-def start(name: str, *words) -> subprocess.CompletedProcess:
-    command = [sys.executable, f"exp_{name}.py", *SMALL, *map(str, words)]
-    return subprocess.run(command, capture_output=True, text=True, env=environment())
+SMALL += ["--device", "cpu"]
 
 
 def made(name: str, *words, results="results") -> list[dict]:
     """The rows of the one run that the script exp_NAME.py makes."""
-    done = start(name, *words, "--results", results, "--checkpoints", f"{results}-checkpoints")
-    assert done.returncode == 0, done.stderr
+    places = ["--results", results, "--checkpoints", f"{results}-checkpoints"]
+    forked(f"exp_{name}.py", *SMALL, *words, *places)
     (path,) = Path(results, name).glob("*[0-9a-f].csv")
     return rows(path)
 
@@ -119,9 +113,8 @@ def test_a_network_of_ones_own_has_a_seed_a_record_and_a_checkpoint(name, networ
     assert (first["train"], first["depth"], first["width"]) == ("norm", "", "")
     assert int(first["params_trained"]) == count and first["arch"] in ("small_cnn", "vit")
     (checkpoint,) = Path("whole-checkpoints", name).glob("*.pt")
-    look = [sys.executable, HERE / "predict.py", checkpoint, "--dataset", "digits"]
-    done = subprocess.run(look, capture_output=True, text=True, env=environment())
-    assert f"{float(whole[-1]['test_acc']):.2f} % of 359" in done.stdout, done.stderr
+    printed = forked(HERE / "predict.py", checkpoint, "--dataset", "digits").out
+    assert f"{float(whole[-1]['test_acc']):.2f} % of 359" in printed
     other = made(name, "--train", "norm", "--seed", 1, results="other")
     assert other[0]["train_loss"] != first["train_loss"]
 
@@ -145,8 +138,7 @@ def run(args):
 """,
     )
     for seeds in ("0", "1"), ("1", "0"):
-        done = start("bare", "--seeds", *seeds, "--results", seeds[0])
-        assert done.returncode == 0, done.stderr
+        forked("exp_bare.py", *SMALL, "--seeds", *seeds, "--results", seeds[0])
     first, second = (sorted(Path(name, "bare").glob("*[0-9a-f].csv")) for name in "01")
     assert len(first) == 2 and [rows(path) for path in first] == [rows(path) for path in second]
 
@@ -198,8 +190,7 @@ def test_a_new_column_is_in_the_csv_and_old_runs_are_still_read(capsys):
     script("dropout", PLAIN)
     old = made("dropout", "--depth", 8)
     script("dropout", DROPOUT)
-    done = start("dropout", "--depth", 8, "--dropout", 0.5)
-    assert done.returncode == 0, done.stderr
+    forked("exp_dropout.py", *SMALL, "--depth", 8, "--dropout", 0.5)
     tables = {
         pd.read_csv(path).get("dropout", pd.Series([0.0])).iloc[0]: rows(path)
         for path in Path("results/dropout").glob("*[0-9a-f].csv")
@@ -252,7 +243,7 @@ def test_an_edited_script_is_another_run_and_overwrites_nothing():
     (path,) = Path("results/edited").glob("*[0-9a-f].csv")
     content = path.read_bytes()
     script("edited", PLAIN.replace("freeze(model, args.train)", "freeze(model, 'gamma')"))
-    assert start("edited", "--depth", 8).returncode == 0
+    forked("exp_edited.py", *SMALL, "--depth", 8)
     other = [one for one in Path("results/edited").glob("*[0-9a-f].csv") if one != path]
     assert path.read_bytes() == content and len(other) == 1
     assert rows(other[0])[0]["train"] == "gamma" and before[0]["train"] == "bn"

@@ -1,0 +1,123 @@
+"""What a run leaves behind while it trains, and how it goes on from it: a row and a checkpoint at
+the end of every epoch; after the last, what γ and β have become. Of several processes the first
+writes."""
+
+from __future__ import annotations
+
+import math
+
+from torch import nn
+
+from harness import checkpoints, inside, processes
+from harness.config import Settings, as_plain
+from harness.dataset import Data
+from harness.errors import Damaged, UserError, taken_apart
+from harness.files import read_checkpoint, write_table
+from harness.parts import norms
+from harness.runs import Run
+from harness.telling import show
+
+
+class Recorder:
+    """Records the training of a network, which is at its random start, for its `run` (None in all
+    processes but the first).
+
+    test: evaluates the network on the test images."""
+
+    def __init__(self, run: Run | None, model: nn.Module, data: Data, args: Settings, test):
+        self.run, self.model, self.data, self.args, self.test = run, model, data, args, test
+        self.frozen = checkpoints.fingerprint(model)
+        self.affine = {name: norm for name, norm in norms(model).items() if has_shift(norm)}
+        self.start = {
+            name: (norm.weight.detach().clone(), norm.bias.detach().clone())
+            for name, norm in self.affine.items()
+        }
+
+    def resume(self, optimizer, scheduler) -> int:
+        """Restores the newest checkpoint that can be used; returns its epoch, 0 where there is
+        none."""
+        used = []
+
+        def restore(content):
+            if of_other_data(content, self.data):
+                raise Damaged("it comes from other data under the same name")
+            checkpoints.restore(self.model, content, optimizer, scheduler)
+            used.append(content)
+
+        done = processes.from_first(self.run and self.run.resume(restore))
+        content = processes.from_first(used[0] if used else None)
+        if content and not self.run:
+            checkpoints.restore(self.model, content, optimizer, scheduler)
+        return done
+
+    def record(self, epoch: int, measured: dict, seconds: float, optimizer, scheduler) -> None:
+        """Writes what is known after an epoch, in an order that a kill at any moment leaves whole:
+        the checkpoint never knows more epochs than the rows, and the last row comes last."""
+        run, args, frozen = self.run, self.args, self.frozen
+        if run is None:
+            return
+        if args.tensorboard:
+            show(epoch, measured, [norm.weight for norm in self.affine.values()], run)
+        if not all(map(math.isfinite, measured.values())):
+            run.append(epoch, measured, seconds)
+        elif epoch < args.epochs:
+            run.append(epoch, measured, seconds)
+            state = checkpoints.state(self.model, frozen, optimizer, scheduler)
+            run.save(epoch, self.known() | state)
+        else:
+            with processes.alone():
+                self.write_learned()
+            run.save(epoch, self.known() | checkpoints.state(self.model, frozen))
+            run.append(epoch, measured, seconds)
+            run.previous.unlink(missing_ok=True)
+
+    def known(self) -> dict:
+        """What a checkpoint says of the run, so that predict.py can build its network."""
+        about = {"classes": self.data.classes, "size": self.data.size}
+        return what_data(self.data) | about | {"settings": as_plain(self.args)}
+
+    def write_learned(self) -> None:
+        """RUN.bn.csv.gz, a row per channel of every normalisation with γ and β, and
+        RUN.prune.csv.gz, a row per threshold below which γ is set to zero."""
+        if not self.affine:
+            return
+        n = len(self.data.labels["test"])
+        active = inside.activity(self.model, self.affine, self.test, n)
+        learned = inside.channels(self.affine, self.start, active)
+        write_table(self.run.table("bn"), inside.CHANNELS, learned)
+        pruned = inside.pruned([norm.weight for norm in self.affine.values()], self.test)
+        write_table(self.run.table("prune"), inside.PRUNING, pruned)
+
+
+def has_shift(norm: nn.Module) -> bool:
+    """Whether a normalisation has a β (RMSNorm has none)."""
+    return getattr(norm, "bias", None) is not None
+
+
+def made_before(run: Run, data: Data) -> bool:
+    """Whether the run is finished, its checkpoint whole and its own; if not, `resume` says why.
+    Raises UserError where it was made from other data."""
+    if not run.finished or run.diverged:
+        return run.finished
+    try:
+        with taken_apart():
+            content = read_checkpoint(run.checkpoint)
+            run.compare(content["about"])
+            other = of_other_data(content, data)
+    except Damaged:
+        return False
+    if other:
+        instead = "give these another name, or make the run again with --force"
+        raise UserError(f"{run.csv} was made from other data under the same name: {instead}")
+    return True
+
+
+def of_other_data(content: dict, data: Data) -> bool:
+    """Whether a checkpoint comes from other training images, by their number, mean and
+    deviation."""
+    return any(content[key] != value for key, value in what_data(data).items())
+
+
+def what_data(data: Data) -> dict:
+    mean, std = data.mean_std
+    return {"images": len(data.labels["train"]), "mean": mean.tolist(), "std": std.tolist()}

@@ -1,0 +1,88 @@
+"""How an experiment starts: what its command line asks for becomes settings, in one process or in
+those that torchrun started, for one run or for a grid of them."""
+
+from __future__ import annotations
+
+import itertools
+import sys
+
+import torch
+
+from harness import processes, runs
+from harness.config import Process, Settings, parse, parser_for, resolve, script_of
+from harness.errors import UserError, guarded
+from harness.parts import spelling
+from harness.runs import Outcome
+
+
+def grid(args: Settings, **lists) -> list[Settings]:
+    """The settings of every combination of `lists` (of all of the grid's, where none are given)."""
+    lists = lists or args.varied
+    combinations = itertools.product(*lists.values())
+    return [resolved(args.but(**dict(zip(lists, values, strict=True)))) for values in combinations]
+
+
+def resolved(args: Settings) -> Settings:
+    """What depends on other settings filled in. Raises UserError for what cannot be."""
+    return resolve(args.but(train=spelling(args.train)))
+
+
+def main(run, settings: type[Settings], description: str, argv: list[str] | None = None) -> int:
+    """Runs an experiment as its command line asks: `run(args)`, of settings that are resolved or,
+    for a grid, of those that `grid` resolves. Returns the exit code."""
+
+    def work() -> int:
+        args = parse(settings, argv, description, Process(script_of(run)))
+        if settings.lists:  # under torchrun every process makes runs of its own
+            return run(args)
+        args = resolved(args)
+        if not processes.started():
+            return seeded(run)(args).code
+        with processes.together(args.device):
+            return seeded(run)(shared(args)).code
+
+    return guarded(work)
+
+
+def main_of(studies: dict[str, tuple], description: str, argv: list[str] | None = None) -> int:
+    """Runs the one of several studies of a script that the first word of its command line names:
+    `studies` has for each a function and its settings, as `main` takes them."""
+    words = sys.argv[1:] if argv is None else list(argv)
+    study, settings = studies.get(words[0] if words else "", (None, None))
+    if study:
+        return main(study, settings, description, words[1:])
+
+    def ask() -> int:
+        parser_for(None, description).parse_args(
+            [word for word in words if word in ("-h", "--help")]
+        )
+        raise UserError(f"name the study first: {' or '.join(studies)} (--help explains)")
+
+    return guarded(ask)
+
+
+def run_grid(wanted: list[Settings], run) -> tuple[int, list[Outcome]]:
+    """Makes each of the `wanted` runs by `run(args)`, as harness.runs.run_grid says."""
+    return runs.run_grid(wanted, seeded(run))
+
+
+def seeded(run):
+    """`run`; what a script draws from PyTorch's own stream is a function of the seed, too."""
+
+    def work(args: Settings) -> Outcome:
+        torch.manual_seed(args.seed)
+        return run(args)
+
+    return work
+
+
+def shared(args: Settings) -> Settings:
+    """The settings of a run on several processes: a run of its own, since every process has
+    BatchNorm statistics of its share, or of all with --sync-bn."""
+    count = processes.processes()
+    if args.batch_size < 2 * count:
+        need = f"each needs two samples: give {2 * count} or more"
+        raise UserError(f"--batch-size {args.batch_size} for {count} processes: {need}")
+    if args.graph:
+        raise UserError("--graph captures the step of one process on one GPU: leave it out here")
+    return args.but(processes=count, quiet=args.quiet or not processes.first())

@@ -1,0 +1,232 @@
+"""What the tests share."""
+
+import csv
+import os
+import pickle
+import runpy
+import socket
+import subprocess
+import sys
+import traceback
+from pathlib import Path
+from tempfile import TemporaryFile
+
+os.environ.setdefault("OMP_NUM_THREADS", "1")  # before torch: a second thread gains little here
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+import common
+from harness import runs as records
+from harness.config import Process, parse
+from harness.parts import parts
+import exp_bn_only
+
+
+HERE = Path(__file__).parent.parent
+
+
+SMALL = (
+    "--dataset digits --depth 8 --subset 150 --epochs 3 --batch-size 50 --precision fp32".split()
+)
+SMALL += ["--device", "cpu"]
+
+
+@pytest.fixture(autouse=True)
+def folder(tmp_path, monkeypatch):
+    """Every test has a folder of its own as the current one, and as the place of the user's cache."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    return tmp_path
+
+
+def run(*words) -> int:
+    return exp_bn_only.main([*SMALL, "--quiet", *map(str, words)])
+
+
+def start(*words, **options) -> subprocess.Popen:
+    return subprocess.Popen(
+        [sys.executable, HERE / "exp_bn_only.py", *SMALL, *map(str, words)],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        **options,
+    )
+
+
+def the_csv(results="results") -> Path:
+    found = list(Path(results).glob("*/*.csv"))
+    assert len(found) == 1, found
+    return found[0]
+
+
+def rows(path: Path) -> list[dict]:
+    """Without what may differ between two runs of one command."""
+    with open(path, newline="") as stream:
+        return [
+            {key: value for key, value in row.items() if key not in ("seconds", "commit")}
+            for row in csv.DictReader(stream)
+        ]
+
+
+def arguments(*words) -> common.Settings:
+    words = [*SMALL, *map(str, words)]
+    return common.resolved(parse(common.Settings, words, "", Process(Path("exp_test.py"))))
+
+
+def run_name(args) -> str:
+    return records.name_run(args).run
+
+
+def files() -> dict[str, bytes]:
+    return {str(path): path.read_bytes() for path in Path().rglob("*") if path.is_file()}
+
+
+def tiny_cifar10(root: Path) -> np.ndarray:
+    """CIFAR-10 in its own file format, 20 images a file."""
+    folder, draw = root / "cifar-10-batches-py", np.random.default_rng(0)
+    folder.mkdir(parents=True)
+    pixels = []
+    for name in [*(f"data_batch_{i}" for i in range(1, 6)), "test_batch"]:
+        pixels.append(draw.integers(0, 256, (20, 3072), np.uint8))
+        (folder / name).write_bytes(
+            pickle.dumps({"data": pixels[-1], "labels": [i % 10 for i in range(20)]})
+        )
+    (folder / "batches.meta").write_bytes(
+        pickle.dumps({"label_names": [f"class {i}" for i in range(10)]})
+    )
+    return np.concatenate(pixels[:5]).reshape(-1, 3, 32, 32)
+
+
+def image_folder(root="pets", sizes=((12, 12),), test="test") -> Path:
+    draw = np.random.default_rng(0)
+    for split, n in (("train", 6), (test, 2)) if test else (("train", 6),):
+        for name in ("cat", "dog"):
+            (Path(root) / split / name).mkdir(parents=True)
+            for i in range(n):
+                height, width = sizes[i % len(sizes)]
+                Image.fromarray(draw.integers(0, 256, (height, width, 3), np.uint8)).save(
+                    Path(root) / split / name / f"{i}.png"
+                )
+    return Path(root)
+
+
+FOLDER = ["--dataset", "imagefolder", "--data", "pets"]
+
+
+GRID = [*SMALL, "--epochs", "1", "--quiet"]
+
+
+TABLE = [
+    "--dataset",
+    "csv",
+    "--data",
+    "flowers.csv",
+    "--quiet",
+    "--epochs",
+    "30",
+    "--hidden",
+    "16",
+    "--train",
+    "all",
+    "--batch-size",
+    "16",
+    "--precision",
+    "fp32",
+]
+
+
+def no_network(*_, **__):
+    raise OSError("no network")
+
+
+BATCHNORM = {14: 1120, 32: 2464, 56: 4256, 110: 8288, 218: 16352, 434: 32480, 866: 64736}
+
+
+def counts(depth: int, width: int = 1) -> dict[str, int]:
+    with torch.device("meta"):
+        return {
+            part: sum(p.numel() for p in ps.values())
+            for part, ps in parts(common.ResNet(depth, width, 3, 10)).items()
+        }
+
+
+def agrees(n: int, published: str) -> bool:
+    """Whether `published` is n, rounded or (696,618: "696K") cut off."""
+    unit = {"K": 1e3, "M": 1e6}[published[-1]]
+    return abs(n / unit - float(published[:-1])) < 10.0 ** -len(published[:-1].partition(".")[2])
+
+
+def environment() -> dict[str, str]:
+    """A child process's: it finds the project from any folder, has one thread, and needs no network
+    to join others."""
+    own = {"PYTHONPATH": str(HERE), "OMP_NUM_THREADS": "1"}
+    if sys.platform == "linux":
+        own["GLOO_SOCKET_IFNAME"] = "lo"
+    return os.environ | own
+
+
+class Forked:
+    """A script as a process of its own, forked from this one: without the seconds of its imports.
+
+    What it prints is in `out` and `err` after `wait`, which returns the exit code."""
+
+    def __init__(self, script, *words, **variables: str):
+        self.files = [TemporaryFile("w+"), TemporaryFile("w+")]
+        self.pid = os.fork()
+        if not self.pid:
+            os._exit(self.inside(str(script), list(map(str, words)), variables))
+
+    def inside(self, script: str, words: list[str], variables: dict) -> int:
+        for number, file in enumerate(self.files, 1):
+            os.dup2(file.fileno(), number)
+        sys.stdout, sys.stderr = (open(number, "w", closefd=False) for number in (1, 2))
+        sys.argv = [script, *words]
+        os.environ.update(environment() | variables)
+        try:
+            runpy.run_path(script, run_name="__main__")
+        except SystemExit as stop:
+            return stop.code or 0
+        except BaseException:
+            traceback.print_exc()
+            return 1
+        finally:
+            sys.stdout.flush()
+            sys.stderr.flush()
+        return 0
+
+    def wait(self) -> int:
+        code = os.waitstatus_to_exitcode(os.waitpid(self.pid, 0)[1])
+        for file in self.files:
+            file.seek(0)
+        self.out, self.err = (file.read() for file in self.files)
+        return code
+
+
+def forked(script, *words) -> Forked:
+    """A script that must end well."""
+    process = Forked(script, *words)
+    assert process.wait() == 0, process.err
+    return process
+
+
+def torchrun(script, *words) -> str:
+    """What two processes that torchrun starts print; its exit code must be 0."""
+    start = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
+    command = [*start, str(script), *map(str, words)]
+    done = subprocess.run(command, capture_output=True, text=True, env=environment())
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+def together(script, *words) -> str:
+    """What two processes print that are started as torchrun would, without its seconds."""
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        port = str(free.getsockname()[1])
+    shared = {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
+    ranks = [Forked(script, *words, RANK=rank, LOCAL_RANK=rank, **shared) for rank in "01"]
+    codes = [rank.wait() for rank in ranks]
+    assert codes == [0, 0], "".join(rank.err for rank in ranks)
+    return "".join(rank.out for rank in ranks)

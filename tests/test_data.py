@@ -1,0 +1,296 @@
+"""Data sets, their splits, their batches."""
+
+from pathlib import Path
+
+from tests.helpers import (
+    run,
+    the_csv,
+    rows,
+    arguments,
+    tiny_cifar10,
+    image_folder,
+    FOLDER,
+)
+import numpy as np
+import torch
+from PIL import Image
+
+import common
+from harness import dataset, folders
+from harness import files as harness_files
+import exp_bn_init
+import predict
+
+
+def test_cifar10_through_torchvision(monkeypatch):
+    import torchvision.datasets.cifar
+
+    pixels = tiny_cifar10(Path("data"))
+    monkeypatch.setattr(
+        torchvision.datasets.cifar, "check_integrity", lambda path, md5=None: Path(path).exists()
+    )
+    args = arguments("--dataset", "cifar10", "--subset", 80, "--augment", "none")
+    args.subset = None
+    data = common.load_data(args)
+    assert (
+        data.size == (32, 32, 3) and data.classes[3] == "class 3" and len(data.labels["test"]) == 20
+    )
+    assert np.array_equal(data.images["train"].permute(0, 3, 1, 2).numpy(), pixels)
+    assert run("--dataset", "cifar10", "--subset", 80, "--epochs", 1) == 0
+    assert (
+        rows(the_csv())[0]["augment"] == "crop+flip" and rows(the_csv())[0]["dataset"] == "cifar10"
+    )
+
+
+def test_mnist_through_torchvision():
+    raw = Path("data/MNIST/raw")
+    raw.mkdir(parents=True)
+    for split, n in (("train", 60), ("t10k", 20)):
+        (raw / f"{split}-images-idx3-ubyte").write_bytes(
+            np.array([2051, n, 28, 28], ">i4").tobytes()
+            + np.arange(n * 784).astype(np.uint8).tobytes()
+        )
+        (raw / f"{split}-labels-idx1-ubyte").write_bytes(
+            np.array([2049, n], ">i4").tobytes() + bytes(i % 10 for i in range(n))
+        )
+    data = common.load_data(arguments("--dataset", "mnist", "--subset", 30, "--image-size", 14))
+    assert (
+        data.size == (14, 14, 1)
+        and len(data.labels["train"]) == 30
+        and data.labels["train"].bincount().tolist() == [3] * 10
+    )
+
+
+def test_a_last_batch_of_one_joins_the_one_before():
+    assert [len(b) for b in dataset.split_batches(torch.arange(11), 5)] == [5, 6]
+    assert [len(b) for b in dataset.split_batches(torch.arange(12), 5)] == [5, 5, 2]
+    assert [len(b) for b in dataset.split_batches(torch.arange(3), 1)] == [1, 1, 1]
+    assert run("--subset", 101, "--epochs", 1) == 0
+
+
+def test_subset_and_validation_are_stratified_and_the_same_for_every_seed():
+    one, two = (
+        common.load_data(arguments("--subset", 200, "--val-fraction", 0.25, "--seed", seed))
+        for seed in (0, 1)
+    )
+    for split, n in (("train", 150), ("val", 50), ("test", 359)):
+        assert len(one.labels[split]) == n and torch.equal(one.images[split], two.images[split])
+        share = one.labels[split].bincount() / n
+        assert (share - 0.1).abs().max() < 0.03
+    assert (
+        len(np.unique(np.concatenate([x.reshape(len(x), -1) for x in one.images.values()]), axis=0))
+        > 0.99 * 559
+    )
+
+
+def test_image_folder_is_decoded_once_and_again_when_it_changes(monkeypatch):
+    root = image_folder()
+    decoded = []
+    monkeypatch.setattr(
+        folders,
+        "decode",
+        lambda *a, decode=folders.decode, **k: decoded.append(1) or decode(*a, **k),
+    )
+    args = arguments(*FOLDER, "--subset", 10)
+    args.subset = None
+    first, second = common.load_data(args), common.load_data(args)
+    assert (
+        len(decoded) == 2
+        and first.classes == ["cat", "dog"]
+        and first.labels["train"].tolist() == [0] * 6 + [1] * 6
+    )
+    assert torch.equal(first.images["train"], second.images["train"])
+    assert np.array_equal(
+        first.images["train"][7], np.asarray(Image.open(root / "train/dog/1.png"))
+    )
+    Image.new("RGB", (12, 12), "red").save(root / "train/dog/1.png")
+    assert (
+        common.load_data(args).images["train"][7, 0, 0].tolist() == [255, 0, 0]
+        and len(decoded) == 4
+    )
+    (root / ".decoded-native.npz").write_bytes(b"damaged")
+    assert (
+        common.load_data(args).images["train"][7, 0, 0].tolist() == [255, 0, 0]
+        and len(decoded) == 6
+    )
+
+
+def test_image_folder_without_a_test_split_of_differing_sizes_and_read_only(monkeypatch):
+    image_folder(sizes=((12, 12), (20, 16)), test=None)
+    for name in ("cat", "dog"):
+        for i in range(6, 15):
+            Image.new("L", (9, 30), i).save(f"pets/train/{name}/{i}.png")
+
+    def replacing(path, replacing=harness_files.replacing):
+        if path.parent.name == "pets":  # as root no folder is read-only
+            raise PermissionError(13, "Permission denied", str(path))
+        return replacing(path)
+
+    monkeypatch.setattr(folders, "replacing", replacing)
+    assert run(*FOLDER, "--image-size", 10, "--subset", 20, "--epochs", 1) == 0
+    assert rows(the_csv())[0]["dataset"] == "pets" and rows(the_csv())[0]["image_size"] == "10x10"
+    assert list(Path("cache").rglob("*.npz")) and not list(Path("pets").glob(".*"))
+
+
+def test_images_in_class_folders_alone_give_a_fifth_to_the_test(capsys):
+    image_folder(test=None)
+    Path("pets/train").rename("alone")
+    assert (
+        run(*FOLDER[:2], "--data", "alone", "--subset", 8, "--epochs", 1) == 0
+        and not capsys.readouterr().err
+    )
+    data = common.load_data(arguments(*FOLDER[:2], "--data", "alone", "--subset", 8))
+    assert (
+        data.classes == ["cat", "dog"]
+        and len(data.labels["test"]) == 2
+        and rows(the_csv())[0]["dataset"] == "alone"
+    )
+
+
+def test_a_file_that_is_no_image_is_left_out_with_one_line(capsys):
+    root = image_folder()
+    (root / "train/cat/notes.txt").write_text("cats")
+    (root / "train/cat/1.png").rename(root / "train/cat/an image by its content")
+    assert run(*FOLDER, "--subset", 10, "--epochs", 1) == 0
+    assert (
+        capsys.readouterr().err
+        == "warning: pets/train/cat/notes.txt, which is no image, left out\n"
+    )
+    (root / "test/dog/Makefile").write_text("all:")
+    assert len(common.load_data(arguments(*FOLDER, "--subset", 12)).labels["train"]) == 12
+    assert "and 1 others, which are no image" in capsys.readouterr().err
+
+
+def test_brightness_scales_each_image():
+    args = arguments("--augment", "brightness+crop")
+    assert args.augment == "crop+brightness"
+    data = common.load_data(args)
+    data.images["train"] = torch.full((150, 8, 8, 1), 200, dtype=torch.uint8)
+    data.images["train"][0] = 0
+    pixels = (
+        torch.cat([x for x, _ in data.training_batches(0, 1, 50, "brightness")]) * data.mean_std[1]
+        + data.mean_std[0]
+    )
+    levels = pixels[:, 0].flatten(1).max(1).values
+    assert (
+        torch.allclose(pixels[:, 0].flatten(1).min(1).values, levels, atol=0.01)
+        and len(levels.round().unique()) > 20
+    )
+    assert levels[levels > 1].min() > 159 and levels.max() <= 240.01
+
+
+def test_imagenet_is_streamed_and_does_not_depend_on_the_workers(capsys):
+    image_folder(sizes=((224, 224), (100, 300)), test="val")
+    words = [
+        "--dataset",
+        "imagenet",
+        "--data",
+        "pets",
+        "--image-size",
+        64,
+        "--arch",
+        "imagenet_resnet",
+        "--depth",
+        18,
+        "--subset",
+        10,
+        "--batch-size",
+        4,
+        "--epochs",
+        1,
+    ]
+    data = common.load_data(args := arguments(*words, "--workers", 2))
+    assert (
+        data.size == (64, 64, 3)
+        and sum(len(y) for _, y in data.batches("test")) == 4
+        and args.warmup_epochs == 1
+        and args.lr == 0.4
+    )
+    one, two = (
+        torch.cat(
+            [
+                x
+                for x, _ in common.load_data(arguments(*words, "--workers", n)).training_batches(
+                    0, 1, 4, "crop+flip"
+                )
+            ]
+        )
+        for n in (1, 2)
+    )
+    other = torch.cat([x for x, _ in data.training_batches(0, 2, 4, "crop+flip")])
+    assert torch.equal(one, two) and one.shape == (10, 3, 64, 64) and not torch.equal(one, other)
+    assert (
+        run(*words) == 0
+        and rows(the_csv())[0]["dataset"] == "imagenet"
+        and rows(the_csv())[0]["image_size"] == "64x64"
+    )
+    assert (
+        predict.main(
+            [
+                str(next(Path("checkpoints").rglob("*.pt"))),
+                "--dataset",
+                "imagenet",
+                "--data",
+                "pets",
+                "--device",
+                "cpu",
+            ]
+        )
+        == 0
+    )
+    assert (
+        f"{float(rows(the_csv())[0]['test_acc']):.2f} % of 4 test images" in capsys.readouterr().out
+    )
+
+
+def test_imagenets_crops_are_open_lths():
+    """Of scale 0.1 to 1 and ratio 0.8 to 1.25: on an image that is brighter from left to right and from top to bottom a crop shows where it was cut."""
+    ramp = np.stack(
+        np.broadcast_arrays(
+            np.arange(250, dtype=np.uint8)[None, :],
+            np.arange(250, dtype=np.uint8)[:, None],
+            np.uint8(0),
+        ),
+        2,
+    )
+    for split in ("train", "val"):
+        Path(f"ramps/{split}/one").mkdir(parents=True)
+        for i in range(2):
+            Image.fromarray(ramp).save(f"ramps/{split}/one/{i}.png")
+    data = common.load_data(
+        arguments(
+            "--dataset",
+            "imagenet",
+            "--data",
+            "ramps",
+            "--image-size",
+            32,
+            "--subset",
+            2,
+            "--workers",
+            1,
+        )
+    )
+    data.images["train"], data.labels["train"] = (
+        np.repeat(data.images["train"][:1], 200),
+        data.labels["train"][:1].repeat(200),
+    )
+    mean, std = (x[:, None, None] for x in data.mean_std)
+    pixels = torch.cat([x * std + mean for x, _ in data.training_batches(0, 1, 100, "crop")])
+    widths, heights = (
+        (pixels[:, 0].amax((1, 2)) - pixels[:, 0].amin((1, 2))),
+        (pixels[:, 1].amax((1, 2)) - pixels[:, 1].amin((1, 2))),
+    )
+    area, ratio = (widths * heights / 250**2), widths / heights
+    assert (
+        0.07 < area.min() < 0.2
+        and area.max() > 0.85
+        and 0.75 < ratio.min() < 0.9
+        and 1.1 < ratio.max() < 1.33
+    )
+
+
+def test_davis_frank_on_imagenet():
+    image_folder(sizes=((64, 64),), test="val")
+    words = "davis_frank --dataset imagenet --data pets --image-size 64 --network resnet18 --val-fraction 0.4 --seeds 1 --epochs 1 --batch-size 4 --workers 1 --bn-weight 0.1 --quiet".split()
+    assert exp_bn_init.main(words) == 0 and len(list(Path("results").rglob("*[0-9a-f].csv"))) == 2

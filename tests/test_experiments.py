@@ -1,0 +1,232 @@
+"""Grids, and the experiments."""
+
+import re
+from pathlib import Path
+
+from tests.helpers import (
+    SMALL,
+    run,
+    the_csv,
+    rows,
+    arguments,
+    image_folder,
+    GRID,
+    TABLE,
+    counts,
+)
+import numpy as np
+import pandas as pd
+import pytest
+from PIL import Image
+
+import common
+import exp_bn_init
+import exp_depth_width
+import exp_mlp_lenet
+import exp_random_params
+import plots
+
+
+def test_a_grid_stops_at_the_time_limit_and_goes_on(capsys):
+    words = [*SMALL, "--quiet", "--epochs", "2", "--width", "1", "--seeds", "0", "1"]
+    assert (
+        exp_depth_width.main([*words, "--time-limit", "1e-9"]) == 0
+        and "stopped at the time limit" in capsys.readouterr().out
+    )
+    assert len(rows(the_csv())) == 1
+    assert exp_depth_width.main(words) == 0 and "(2)" in capsys.readouterr().out
+
+
+def test_a_failed_run_does_not_stop_a_grid_and_is_named(capsys, monkeypatch):
+    def fit(model, data, args, fit=common.fit, **options):
+        if args.seed == 0 and not args.dry_run:
+            raise OSError(28, "No space left on device")
+        return fit(model, data, args, **options)
+
+    monkeypatch.setattr(common, "fit", fit)
+    assert (
+        exp_depth_width.main(
+            [*GRID, "--depth", "8", "--width", "1", "--seeds", "0", "1", "--lr", "0.1"]
+        )
+        == 1
+    )
+    printed = capsys.readouterr()
+    assert (
+        "failed: resnet8-w1-digits-bn-s0" in printed.err
+        and "No space left" in printed.err
+        and "(1)" in printed.out
+    )
+
+
+def test_what_a_grid_would_ignore_is_an_error(capsys):
+    for script, words in (
+        (exp_random_params, "--train output"),
+        (exp_mlp_lenet, "--dataset digits --width 2"),
+        (exp_depth_width, "--match-bn-params --widths 1"),
+        (exp_mlp_lenet, "--dataset digits --hidden 32,32"),
+        (exp_mlp_lenet, "--dataset digits --hidden 8 --tune 2 --bn before after"),
+        (exp_bn_init, "davis_frank --val-fraction 0"),
+    ):
+        assert (
+            script.main(
+                ["--dataset", "digits", *words.split()]
+                if script is not exp_bn_init
+                else words.split()
+            )
+            == 2
+        ), words
+        err = capsys.readouterr().err
+        assert err.startswith("error: ") and err.count("\n") == 1, words
+
+
+def test_matched_depths_are_the_references():
+    assert {width: exp_depth_width.matched_depth(width) for width in (2, 3, 4, 5, 7, 8)} == {
+        2: 26,
+        3: 44,
+        4: 56,
+        5: 74,
+        7: 104,
+        8: 116,
+    }
+    for width in (3, 5, 7):
+        wide, deep = counts(14, width), counts(exp_depth_width.matched_depth(width))
+        assert wide["gamma"] == deep["gamma"] and wide["beta"] == deep["beta"]
+
+
+def test_davis_frank_groups_and_start():
+    args = arguments("--depth", 14, "--gamma-init", "constant:0.1")
+    args = exp_bn_init.DavisFrank(**vars(args) | {"bn_weight": 0.1, "c": 100.0, "input_norm": "bn"})
+    data = common.load_data(args)
+    model = common.build_model(args, data)
+    exp_bn_init.start_linear_layers(model, 1)
+    model = exp_bn_init.normalise_input(model, data, 0.1)
+    common.freeze(model, exp_bn_init.all_but_inputs_beta, called="all")
+    assert common.trained_as(model) == "all"
+    optimizer, scheduler, _ = exp_bn_init.recipe(model, args)
+    decay, plain, gamma = optimizer.param_groups
+    assert (
+        (decay["weight_decay"], plain["weight_decay"], gamma["weight_decay"]) == (1e-4, 0, 0)
+        and gamma["lr"] == pytest.approx(0.001)
+        and decay["lr"] == plain["lr"] == 0.1
+    )
+    assert (
+        model[0].weight.item() == pytest.approx(0.058)
+        and not model[0].bias.requires_grad
+        and len(gamma["params"]) == 16
+        and len(plain["params"]) == 16
+    )
+    x, _ = next(data.training_batches(1, 1, 10, "none"))
+    assert 0 <= x.min() and x.max() == 1
+
+
+def test_tables(capsys):
+    assert exp_mlp_lenet.main(["--dataset", "wine", *TABLE[4:]]) == 0
+    draw = np.random.default_rng(0)
+    table = pd.DataFrame(
+        {
+            "a": draw.normal(size=90),
+            "species": np.repeat(["x", "y", "z"], 30),
+            "b": np.repeat([0.0, 5.0, 10.0], 30),
+        }
+    )
+    table.to_csv("flowers.csv", index=False)
+    assert exp_mlp_lenet.main([*TABLE, "--target", "species"]) == 0
+    last = rows(next(Path("results/mlp_lenet").glob("mlp*flowers*.csv")))[-1]
+    assert (
+        float(last["test_acc"]) == 100 and last["dataset"] == "flowers" and last["classes"] == "3"
+    )
+    for change, says in (
+        (lambda t: t.assign(c="red"), "text in c"),
+        (lambda t: t.assign(a=t.a.where(t.a > 0)), "missing values in a"),
+    ):
+        change(table)[[*change(table).columns.drop("species"), "species"]].to_csv(
+            "bad.csv", index=False
+        )
+        capsys.readouterr()
+        assert exp_mlp_lenet.main([*TABLE[:3], "bad.csv", *TABLE[4:]]) == 2
+        err = capsys.readouterr().err
+        assert err.count("\n") == 1 and says in err
+    assert (
+        exp_mlp_lenet.main([*TABLE, "--target", "nothing"]) == 2
+        and "columns a" in capsys.readouterr().err
+    )
+    assert (
+        exp_mlp_lenet.main(["--dataset", "csv"]) == 2 and "--data FILE" in capsys.readouterr().err
+    )
+    assert (
+        exp_mlp_lenet.main([*TABLE[:3], "gone.csv", *TABLE[4:]]) == 2
+        and "gone.csv" in capsys.readouterr().err
+    )
+
+
+def test_tuning_goes_on_and_ends_with_a_command(capsys):
+    pytest.importorskip("optuna")
+    words = [
+        "--dataset",
+        "digits",
+        "--subset",
+        "200",
+        "--epochs",
+        "1",
+        "--hidden",
+        "16",
+        "--quiet",
+        "--precision",
+        "fp32",
+    ]
+    assert (
+        exp_mlp_lenet.main(
+            [*words, "--tune", "3", "--results", "at_once", "--checkpoints", "at_once"]
+        )
+        == 0
+    )
+    at_once = capsys.readouterr().out
+    assert (
+        exp_mlp_lenet.main([*words, "--tune", "2"]) == 0
+        and "best of 2 trials" in capsys.readouterr().out
+    )
+    assert (
+        exp_mlp_lenet.main([*words, "--tune", "3", "--time-limit", "1e-9", "--epochs", "2"]) == 1
+        and "no trial" in capsys.readouterr().err
+    )
+    assert exp_mlp_lenet.main([*words, "--tune", "3", "--dry-run"]) == 2
+    assert exp_mlp_lenet.main([*words, "--tune", "3"]) == 0
+    out = capsys.readouterr().out
+    assert (
+        out == at_once.replace(" --results at_once --checkpoints at_once", "")
+        and "best of 3 trials" in out
+        and "on the validation split" in out
+    )
+    command = re.search(r"python exp_mlp_lenet.py (.*)", out)[1]
+    assert exp_mlp_lenet.main([*command.split(), "--quiet", "--subset", "200"]) == 0
+    assert plots.main(["--only", "tuned", "mlp_lenet", "--format", "csv"]) == 0
+    assert (
+        len(pd.read_csv("tables/tuned.csv")) == 3 and len(pd.read_csv("tables/mlp_lenet.csv")) == 1
+    )  # a trial is no run to average
+
+
+def test_tuning_on_data_that_are_not_there_leaves_no_study(capsys):
+    pytest.importorskip("optuna")
+    assert exp_mlp_lenet.main("--tune 2 --dataset csv --data nowhere.csv".split()) == 2
+    err = capsys.readouterr().err
+    assert err.count("\n") == 1 and "nowhere.csv" in err and not Path("results").exists()
+
+
+def test_other_images_under_the_same_name_are_noticed(capsys):
+    (root := Path("a/pets")).parent.mkdir()
+    image_folder(root)
+    (other := Path("b/pets")).parent.mkdir()
+    image_folder(other)
+    Image.new("RGB", (12, 12), "red").save(other / "train/dog/1.png")
+    words = ["--dataset", "imagefolder", "--subset", 10, "--epochs", 2]
+    assert run(*words, "--data", root) == 0
+    assert (
+        run(*words, "--data", other) == 2
+        and "other data under the same name" in capsys.readouterr().err
+    )
+    assert run(*words, "--data", other, "--force", "--time-limit", 1e-9) == 0
+    assert (
+        run(*words, "--data", root) == 0
+        and "other data" in capsys.readouterr().err
+        and len(rows(the_csv())) == 2
+    )

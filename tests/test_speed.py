@@ -1,0 +1,361 @@
+"""The training loop's speed changes no result; bench.py."""
+
+import copy
+import functools
+import os
+import subprocess
+import sys
+import time
+from argparse import Namespace
+from pathlib import Path
+
+from tests.helpers import (
+    HERE,
+    SMALL,
+    run,
+    the_csv,
+    rows,
+    arguments,
+    GRID,
+)
+import pandas as pd
+import pytest
+import torch
+
+import bench
+import common
+from harness import checkpoints, speed
+import exp_depth_width
+import plots
+
+
+@pytest.mark.skipif(not speed.has_bf16(torch.device("cpu")), reason="this processor has no bf16")
+def test_bf16_agrees_with_fp32():
+    outputs = {}
+    for precision in ("fp32", "bf16"):
+        args = arguments("--precision", precision, "--depth", 14)
+        data = common.load_data(args)
+        model = common.build_model(args, data)
+        common.freeze(model, "bn")
+        x, y = next(data.training_batches(0, 1, 100, "none"))
+        loss = torch.nn.functional.cross_entropy(common.forward(model, x, args), y)
+        loss.backward()
+        outputs[precision] = (
+            loss.item(),
+            torch.cat([p.grad for p in model.parameters() if p.requires_grad]),
+        )
+        assert run("--precision", precision, "--epochs", 30) == 0
+    assert outputs["bf16"][0] == pytest.approx(outputs["fp32"][0], rel=0.01)
+    # 8 bits of mantissa through 14 layers: 0.975 to 0.985, by seed and number of threads
+    assert (
+        torch.nn.functional.cosine_similarity(outputs["bf16"][1], outputs["fp32"][1], dim=0) > 0.95
+    )
+    final = [float(rows(path)[-1]["test_acc"]) for path in Path("results").glob("*/*.csv")]
+    assert len(final) == 2 and min(final) > 30 and abs(final[0] - final[1]) < 15
+
+
+@pytest.fixture
+def quickly_compiled(monkeypatch):
+    """torch.compile without its code generator, which takes minutes: traced, differentiated and functionalised like any, and run by PyTorch's operators."""
+    compiled, compile = [], functools.partial(torch.compile, backend="aot_eager")
+    monkeypatch.setattr(
+        torch,
+        "compile",
+        lambda function, **options: compiled.append(function) or compile(function, **options),
+    )
+    yield compiled
+    torch.compiler.reset()
+
+
+def bench_arguments(*words) -> Namespace:
+    found = []
+    monkey = bench.share_out, bench.compare
+    bench.compare = lambda args, threads: found.append(args) or []
+    try:
+        assert (
+            bench.main(
+                [
+                    "--images",
+                    "100",
+                    "--device",
+                    "cpu",
+                    "--precision",
+                    "fp32",
+                    "--batch-size",
+                    "50",
+                    "--image-size",
+                    "8",
+                    *map(str, words),
+                ]
+            )
+            == 0
+        )
+    finally:
+        bench.share_out, bench.compare = monkey
+    return found[0]
+
+
+@pytest.mark.parametrize("train", ["bn", "all"])
+def test_a_step_of_every_variant_of_the_bench_equals_the_plain_ones(train, quickly_compiled):
+    args = bench_arguments("--depths", 8, "--train", train, "--compile")
+    for n in range(len(bench.PARTS)):
+        plain = bench.build(args, None)
+        ours = bench.build(
+            args,
+            tuple(
+                part
+                for part in bench.PARTS[: n + 1]
+                if part not in ("bf16", "frozen weights cast once", "CUDA graph")
+            ),
+        )
+        x, y = next(ours.data.training_batches(0, 1, 50, "crop+flip"))
+        expected = plain.step(x.contiguous(), y)[0]
+        assert float(
+            ours.step(ours.model.train(), x, y, ours.optimizer, ours.args)[0]
+        ) / 50 == pytest.approx(expected, rel=1e-5)
+        for name, p in plain.model.named_parameters():
+            assert torch.allclose(p, ours.model.get_parameter(name), rtol=1e-4, atol=1e-5), (
+                bench.PARTS[n],
+                name,
+            )
+
+
+def test_the_bench_measures_every_variant(monkeypatch, capsys):
+    monkeypatch.setattr(
+        bench,
+        "in_processes",
+        lambda n, threads, measure, *arguments: [measure(*arguments) for _ in range(n)],
+    )
+    monkeypatch.setattr(bench, "WINDOW", 0.1)
+    words = "--depths 8 --images 100 --turns 1 --device cpu --batch-size 50 --image-size 8".split()
+    assert bench.main(words) == bench.main([*words, "--grid"]) == 0
+    tables = {
+        path.stem.endswith("grid"): pd.read_csv(path)
+        for path in Path("results/bench").glob("*.csv")
+    }
+    loops = tables[False][tables[False].epoch_s.notna()]
+    assert list(loops.variant[:3]) == ["plain", "data on the device", "channels_last"] and (
+        loops[["train_images_per_s", "test_images_per_s", "peak_mb", "limit_s", "share_of_limit"]]
+        > 0
+    ).all(axis=None)
+    assert loops.speedup.to_numpy() == pytest.approx(
+        loops.epoch_s[0] / loops.epoch_s.to_numpy(), rel=1e-4
+    ) and loops.epoch_s[0] == pytest.approx(
+        50_000 / loops.train_images_per_s[0] + 10_000 / loops.test_images_per_s[0], rel=0.5
+    )
+    assert tables[False].start_s.count() == 1 and tables[
+        False
+    ].share_of_step.sum() == pytest.approx(1, abs=0.05)
+    assert list(tables[True].processes) == [
+        n for n in (1, 2, 4, 8, 16, 32, 64) if n <= torch.get_num_threads()
+    ]
+    assert plots.main(["--only", "speed"]) == 0
+    assert f"| plain | {loops.train_images_per_s[0]:,.0f} |" in Path("tables/speed.md").read_text()
+    for wrong, says in (
+        ("--epochs 3", "unrecognized arguments: --epochs"),
+        ("--dry-run", "unrecognized arguments: --dry-run"),
+        ("--train none", "trains nothing"),
+        ("--depths 15", "14 and 20"),
+        ("--images 1", "from 100"),
+    ):
+        assert bench.main([*words, *wrong.split()]) == 2 and says in capsys.readouterr().err
+    assert (
+        bench.main([*words, "--results", "/dev/null/x"]) == 1
+        and len(capsys.readouterr().err.splitlines()) == 1
+    )
+
+
+def test_the_bench_counts_work_as_its_formula_does():
+    """ResNet-8 on 8x8 pixels by hand: convolutions of 3x3 and 1x1, then the output layer."""
+    stages = {
+        (3, 16): 8,
+        (16, 16): 8,
+        (16, 32): 4,
+        (32, 32): 4,
+        (32, 64): 2,
+        (64, 64): 2,
+    }  # channels in and out: height and width after
+    flops = {
+        c: 2 * 9 * c[0] * c[1] * size**2 * (2 if c == (16, 16) else 1) for c, size in stages.items()
+    }
+    forward = sum(flops.values()) + 2 * 16 * 32 * 16 + 2 * 32 * 64 * 4 + 2 * 64 * 10
+    elements = 3 * 16 * 64 + 3 * 32 * 16 + 3 * 64 * 4
+    found = bench.work(bench_arguments("--depths", 8))
+    assert found["test"] == (forward, 4 * elements)
+    assert found["train"] == (
+        2 * forward - flops[3, 16],
+        14 * elements - 5 * 16 * 64,
+    )  # nothing before the first convolution is trained, and nothing before the first BatchNorm
+    assert bench.work(bench_arguments("--depths", 8, "--train", "all"))["train"] == (
+        3 * forward - flops[3, 16],
+        14 * elements,
+    )
+
+
+def test_a_measurement_has_a_process_of_its_own():
+    args = bench_arguments("--depths", 8)
+    found = bench.in_processes(2, 1, bench.speed, args, bench.PARTS[:2], 0)
+    assert len(found) == 2 and all(
+        one["train_images_per_s"] > 0 and one["peak_mb"] > 100 for one in found
+    )
+    assert (
+        0.5
+        < bench.in_processes(1, 1, bench.start, args, bench.PARTS[:2], time.time())[0]["start_s"]
+        < 60
+    )
+
+
+def test_frozen_weights_are_cast_once_and_come_back_bit_for_bit():
+    args = arguments("--train", "gamma+output")
+    data = common.load_data(args)
+    model = common.build_model(args, data)
+    common.freeze(model, args.train)
+    before, (x, _) = (
+        {name: p.detach().clone() for name, p in model.named_parameters()},
+        next(data.training_batches(0, 1, 20, "none")),
+    )
+    with torch.autocast("cpu", torch.bfloat16), torch.no_grad():
+        usual = model.eval()(x)
+        with common.frozen_in(torch.bfloat16, model):
+            assert {name for name, p in model.named_parameters() if p.dtype == torch.bfloat16} == {
+                name for name in before if "conv" in name or "shortcut.0" in name
+            }
+            assert torch.equal(model(x), usual)
+    assert all(
+        torch.equal(p, before[name]) and p.dtype == torch.float32
+        for name, p in model.named_parameters()
+    )
+
+
+def test_compiled_blocks_calculate_what_eager_ones_do(quickly_compiled):
+    assert run("--results", "eager") == 0 and not quickly_compiled
+    assert run("--compile") == 0 and len(quickly_compiled) == 3  # the blocks of a ResNet-8
+    eager, compiled = pd.read_csv(the_csv("eager")), pd.read_csv(the_csv())
+    assert compiled.compile.all() and compiled.run[0] != eager.run[0]
+    for column in ("train_loss", "test_loss", "test_acc"):
+        assert compiled[column].to_numpy() == pytest.approx(eager[column].to_numpy(), rel=1e-3), (
+            column
+        )
+    assert run("--compile", "--force", "--time-limit", 1e-9) == run("--compile") == 0
+    assert pd.read_csv(the_csv()).drop(columns="seconds").equals(compiled.drop(columns="seconds"))
+
+
+@pytest.mark.parametrize(
+    "given, words, threads", [(None, [], 1), (None, ["--image-size", "16"], 2), ("2", [], 2)]
+)
+def test_small_images_take_one_thread_unless_told_otherwise(given, words, threads):
+    environment = {key: value for key, value in os.environ.items() if key != "OMP_NUM_THREADS"} | (
+        {"OMP_NUM_THREADS": given} if given else {}
+    )
+    code = f"import sys, exp_bn_only; from harness import speed; speed.ALL_THREADS = 2; sys.exit(exp_bn_only.main({[*SMALL, '--epochs', '1', '--quiet', *words]}))"
+    subprocess.run(
+        [sys.executable, "-c", code], check=True, env=environment | {"PYTHONPATH": str(HERE)}
+    )
+    assert {row["threads"] for row in rows(the_csv())} == {str(threads)}
+
+
+def test_every_run_has_the_whole_budget_of_compiled_graphs(quickly_compiled, monkeypatch, capsys):
+    monkeypatch.setattr(speed, "COMPILED_KINDS", 5)
+    assert (
+        exp_depth_width.main(
+            [*GRID, "--depths", "8", "--widths", "1", "2", "3", "--grid", "--compile"]
+        )
+        == 0
+    )  # three kinds of block each
+    assert run("--compile", "--depth", 14, "--epochs", 1) == 0
+    assert (
+        run("--compile", "--depth", 20, "--epochs", 1, "--train", "random:2") == 1
+    )  # nine blocks, each of its own kind
+    assert (
+        capsys.readouterr()
+        .err.splitlines()[-1]
+        .startswith("error: --compile failed, leave it out (")
+    )
+
+
+def test_no_compiler_is_one_line(monkeypatch, capsys):
+    import torch._inductor.config as inductor
+
+    monkeypatch.setattr(inductor.cpp, "cxx", (None, "/nowhere"))
+    monkeypatch.setattr(inductor, "force_disable_caches", True)
+    assert run("--compile") == 1
+    assert (
+        capsys.readouterr()
+        .err.splitlines()[-1]
+        .startswith("error: --compile failed, leave it out (")
+    )
+    torch.compiler.reset()
+
+
+class RecordedStep:
+    """What stands in for a CUDA graph where there is no GPU: it remembers the step that was captured, which is taken back, and makes it again at each replay,
+    with what was read from memory at the capture, the rates among it, as it is by then."""
+
+    def __init__(self, monkeypatch, model, optimizer):
+        self.model, self.optimizer, self.captures = model, optimizer, 0
+        monkeypatch.setattr(torch.cuda, "CUDAGraph", lambda: self)
+        monkeypatch.setattr(torch.cuda, "current_stream", lambda: None)
+        monkeypatch.setattr(torch.cuda, "graph", lambda graph, stream, capture_error_mode: self)
+
+    def __enter__(self):
+        self.captures += 1
+        self.rates = [group["lr"] for group in self.optimizer.param_groups]
+        self.before = copy.deepcopy((self.model.state_dict(), self.optimizer.state_dict()))
+
+    def __exit__(self, *_):
+        self.model.load_state_dict(self.before[0])
+        self.optimizer.load_state_dict(self.before[1])
+        for group, rate in zip(self.optimizer.param_groups, self.rates, strict=True):
+            group["lr"] = rate
+
+    def replay(self):
+        now = [group["lr"] for group in self.optimizer.param_groups]
+        for group, rate in zip(self.optimizer.param_groups, self.rates, strict=True):
+            group["lr"] = float(rate)
+        self.step.tally.copy_(
+            common.train_step(self.model, self.step.x, self.step.y, self.optimizer, self.args)
+        )
+        for group, rate in zip(self.optimizer.param_groups, now, strict=True):
+            group["lr"] = rate
+
+
+@pytest.mark.parametrize("words", ["--schedule step", "--schedule cosine --warmup-epochs 2"])
+def test_a_graphed_step_makes_every_step_once_at_its_rate(monkeypatch, words):
+    """All of it but CUDA: which steps are captured and replayed, on which batches, at which learning rate; and that one capture is enough."""
+    args, found = arguments("--subset", 120, "--batch-size", 20, "--epochs", 4, *words.split()), []
+    data = common.load_data(args)
+    for graphed in (False, True):
+        model = common.build_model(args, data)
+        common.freeze(model, "bn")
+        optimizer, scheduler, _ = common.recipe(model, args)
+        step = common.train_step
+        if graphed:
+            recorded = RecordedStep(monkeypatch, model, optimizer)
+            step = recorded.step = speed.GraphedStep(common.train_step, 20)
+            recorded.args = args
+        for epoch in range(1, 5):
+            common.train_epoch(
+                model,
+                data,
+                optimizer,
+                args,
+                epoch,
+                [20, 20, 20, 20, 20, 20],
+                common.progress_bar(disable=True),
+                step,
+            )
+            step(
+                model,
+                *(x[:7] for x in next(data.training_batches(0, 9, 20, "none"))),
+                optimizer,
+                args,
+            )
+            scheduler.step()
+        found.append(
+            [p.detach().clone() for p in model.parameters()]
+            + list(checkpoints.buffers(model).values())
+        )
+    assert recorded.captures == 1
+    assert all(
+        torch.allclose(a, b, rtol=1e-4, atol=1e-6) for a, b in zip(*found, strict=True)
+    )  # a rate is a float32 there, and rounded
