@@ -12,10 +12,7 @@ from __future__ import annotations
 
 import harness  # noqa: F401, before torch, which reads what it sets
 
-import copy
-import itertools
 import math
-import sys
 import time
 from contextlib import nullcontext
 from functools import cached_property, partial
@@ -28,24 +25,26 @@ import torch.nn.functional as F
 from torch import nn
 
 from harness import checkpoints, folders, processes, speed
-from harness.config import ALWAYS, AUGMENTED, Process, Settings, changed, command, constant
-from harness.config import flag, number
-from harness.dataset import TORCHVISION, Data, load_torchvision, make_splits, on_device
-from harness.dataset import resize, split_batches
+from harness.config import Settings, constant
+from harness.dataset import Data, load_torchvision, make_splits, on_device, resize, split_batches
 from harness.entries import put_random_entries
-from harness.errors import RunError, UserError
+from harness.errors import UserError
 from harness.estimate import plan
 from harness.parts import Origin, count_parameters, inner_layers, names_of, norms
 from harness.parts import origin, owned, trainable, trained_as
 from harness.processes import first_goes_first, share
 from harness.progress import progress_bar
 from harness.recording import Recorder, made_before
-from harness.runs import Outcome, Run, commit, dataset_name, mean_and_deviation, name_run
-from harness.runs import out_of_time, table_of
+from harness.runs import Outcome, Run, commit, dataset_name, name_run, out_of_time
 from harness.speed import device_name, frozen_in
-from harness.starting import grid, main, main_of, resolved, run_grid
 from harness.telling import summarise
 from harness.zoo import DEPTHS, imagenet_resnet, vgg
+
+# What an experiment needs beside what is defined here: its flags, its start, a grid's runs.
+from harness.config import ALWAYS, AUGMENTED, changed, command, flag, number  # noqa: F401
+from harness.errors import RunError  # noqa: F401
+from harness.runs import mean_and_deviation, table_of  # noqa: F401
+from harness.starting import grid, main, main_of, resolved, run_grid  # noqa: F401
 
 # -------------------------------------------------------------------------------------------- seeds
 # Independent streams derive from one seed, all drawn on the CPU: seed 3 gives the same frozen

@@ -26,6 +26,7 @@ from torch import nn
 
 from harness import checkpoints, folders
 from harness.config import Settings, find_device
+from harness.dataset import TORCHVISION
 from harness.errors import Damaged, Parser, UserError, guarded, printable, taken_apart
 from harness.files import read_checkpoint
 from harness.parts import is_shortcut
@@ -34,7 +35,7 @@ from harness.speed import has_bf16
 
 GRAY = np.array([0.299, 0.587, 0.114])  # ITU-R BT.601, as Pillow has it
 HERE = Path(__file__).parent
-DATASETS = ("digits", *common.TORCHVISION, "imagefolder", "imagenet")
+DATASETS = ("digits", *TORCHVISION, "imagefolder", "imagenet")
 
 
 @dataclass
