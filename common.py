@@ -14,6 +14,7 @@ import harness  # noqa: F401, before torch, which reads what it sets
 
 import math
 import time
+from collections.abc import Callable
 from contextlib import nullcontext
 from functools import cached_property, partial
 from pathlib import Path
@@ -34,13 +35,13 @@ from harness.parts import Origin, count_parameters, inner_layers, names_of, norm
 from harness.parts import origin, owned, trainable, trained_as
 from harness.processes import first_goes_first, share
 from harness.progress import progress_bar
-from harness.recording import Recorder, made_before
+from harness.recording import Recorder, finished_before
 from harness.runs import Outcome, Run, commit, dataset_name, name_run, out_of_time
 from harness.speed import device_name, frozen_in
 from harness.telling import summarise
 from harness.zoo import DEPTHS, imagenet_resnet, vgg
 
-# What an experiment needs beside what is defined here: its flags, its start, a grid's runs.
+# Not used here, but by experiments: their flags, their start, a grid's runs.
 from harness.config import ALWAYS, AUGMENTED, changed, command, flag, number  # noqa: F401
 from harness.errors import RunError  # noqa: F401
 from harness.runs import mean_and_deviation, table_of  # noqa: F401
@@ -50,7 +51,7 @@ from harness.starting import grid, main, main_of, resolved, run_grid  # noqa: F4
 # Independent streams derive from one seed, all drawn on the CPU: seed 3 gives the same frozen
 # features whichever parameters are trained and whatever the device, so that comparisons are paired.
 
-STREAMS = ("weights", "batchnorm", "order", "random_params", "noise")
+STREAMS = ("weights", "batchnorm", "order", "random_params", "noise")  # a new one comes last
 
 
 def generator(seed: int, stream: str, epoch: int = 0) -> torch.Generator:
@@ -77,8 +78,9 @@ class Images(Data):
         return F.pad(self.images["train"], (0, 0, PAD, PAD, PAD, PAD))
 
     def training_batches(self, seed: int, epoch: int, batch_size: int, augment: str):
-        """Every training image once, in the order and with the augmentation of (seed, epoch); of
-        several processes each has its share of a batch."""
+        """Batches of images, float (B, C, H, W), and labels, int64 (B,): every training image once,
+        in the order and with the augmentation of (seed, epoch). Of several processes each has its
+        share of a batch."""
         labels, (height, width, _) = self.labels["train"], self.size
         n, device, draw = len(labels), labels.device, generator(seed, "order", epoch)
         order = torch.randperm(n, generator=draw)
@@ -229,9 +231,9 @@ def build_model(args: Settings, data: Data, build=network) -> nn.Module:
         torch.manual_seed(stream_seed(args.seed, "weights"))
         model = build(args, data.size, len(data.classes))
     initialise(model, args.seed, args.gamma_init, args.beta_init, args.weight_init)
-    of_arch = build is network or args.arch not in DEPTHS  # else --arch does not speak of it
-    name = "" if of_arch else getattr(build, "__name__", type(model).__name__)
-    model.origin = Origin(args.seed, name)
+    model.origin = Origin(args.seed)
+    if build is not network and args.arch in DEPTHS:  # --arch names another network than this
+        model.origin.name = getattr(build, "__name__", type(model).__name__)
     return model.to(args.device, memory_format=torch.channels_last)
 
 
@@ -282,8 +284,8 @@ def initialise(
 
 
 # ---------------------------------------------------------------------------------------- freezing
-# --train is made of words joined with +. Each is a predicate over (name, module, parameter) of a
-# network's parameters; so is what a script may give in its place.
+# --train is made of words joined with +, each of which stands for some of a network's parameters:
+# "bn" for γ and β of every BatchNorm (harness/parts.py). A script may give a predicate instead.
 
 
 def freeze(model: nn.Module, train, called: str = "") -> None:
@@ -291,20 +293,20 @@ def freeze(model: nn.Module, train, called: str = "") -> None:
     on.
 
     train: words of --train joined with +, or a predicate over (name, module, parameter), of which
-    `called` is the name in the records."""
+    `called` is the name in the records. Raises UserError for a word that the network has not."""
     if callable(train):
         chosen = {name for name, module, p in owned(model) if train(name, module, p)}
     else:
-        chosen = names_of(model, train)
+        chosen, called = names_of(model, train), called or train
     for name, _, parameter in owned(model):
         parameter.requires_grad_(name in chosen)
     known = origin(model)
-    for word in [] if callable(train) else train.split("+"):
-        if word.startswith("random:"):  # two entries a channel are as many as BatchNorm has
-            draw = generator(known.seed or 0, "random_params")
-            put_random_entries(inner_layers(model), word.removeprefix("random:"), draw)
-    known.frozen_for = trainable(model)
-    known.called = called or ("" if callable(train) else train)
+    if not callable(train):
+        for word in train.split("+"):
+            if word.startswith("random:"):  # two entries a channel are as many as BatchNorm has
+                draw = generator(known.seed or 0, "random_params")
+                put_random_entries(inner_layers(model), word.removeprefix("random:"), draw)
+    known.frozen_for, known.called = trainable(model), called  # for the records
 
 
 # ----------------------------------------------------------------------------------- training loop
@@ -339,18 +341,18 @@ def scheduled(optimizer: torch.optim.Optimizer, args: Settings) -> Recipe:
     return Recipe(optimizer, scheduler, args.schedule)
 
 
-def rate(args: Settings):
-    """The learning rate after `epoch` epochs of `args.epochs`, as a factor of --lr."""
+def rate(args: Settings) -> Callable[[int], float]:
+    """The schedule: from the number of epochs that are over to a factor of --lr."""
     n = args.epochs
-    imagenet = ((1, 3), (2, 3), (8, 9))
+    imagenet = ((1, 3), (2, 3), (8, 9))  # of the epochs
     steps = imagenet if args.dataset == "imagenet" else ((1, 2), (3, 4))
-    milestones = [math.ceil(n * of / parts) for of, parts in steps]
+    milestones = [math.ceil(n * numerator / denominator) for numerator, denominator in steps]
     # restarts: three cosines, each twice as long as the one before
     cycle = max(1, math.ceil(n / 7))
     restarts = (0, cycle, 3 * cycle)
 
-    def cosine(share):
-        return (1 + math.cos(math.pi * share)) / 2
+    def cosine(fraction):
+        return (1 + math.cos(math.pi * fraction)) / 2
 
     def since_restart(epoch):
         k = sum(epoch >= start for start in restarts) - 1
@@ -386,7 +388,8 @@ def train_epoch(model, data, optimizer, args, epoch: int, sizes: list[int], prog
     for i, (size, (x, y)) in enumerate(zip(sizes, batches)):  # noqa: B905, bench.py makes fewer
         if warming:
             warm_up(optimizer, rates, args, epoch, i, len(sizes))
-        totals += step(model, x, y, optimizer, args, processes.processes() * len(y) / size)
+        weight = processes.processes() * len(y) / size  # 1, but for shares that differ by an image
+        totals += step(model, x, y, optimizer, args, weight)
         progress.update()
     for group, full in zip(optimizer.param_groups if warming else [], rates, strict=True):
         group["lr"] = full  # as the scheduler left it
@@ -401,12 +404,16 @@ def train_step(model, x, y, optimizer, args, weight: float = 1) -> torch.Tensor:
     differ by a sample."""
     with torch.set_grad_enabled(optimizer is not None):
         logits = forward(model, x, args)
-        loss = F.cross_entropy(logits, y)
+        loss = loss_of(logits, y)
     if optimizer:
         (loss * weight).backward()
         optimizer.step()
         optimizer.zero_grad()
     return tally(logits.detach(), loss.detach(), y)
+
+
+def loss_of(logits: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
+    return F.cross_entropy(logits, y)
 
 
 def forward(model: nn.Module, x: torch.Tensor, args: Settings) -> torch.Tensor:
@@ -432,7 +439,7 @@ def evaluate(model: nn.Module, data: Data, split: str, args: Settings) -> dict[s
     with torch.compiler.set_stance("force_eager"):  # compilation is for the many steps of training
         for x, y in data.batches(split):
             logits = forward(model, x, args)
-            totals += tally(logits, F.cross_entropy(logits, y), y)
+            totals += tally(logits, loss_of(logits, y), y)
     return means(processes.total(totals), len(data.labels[split]))
 
 
@@ -459,7 +466,7 @@ def fit(model: nn.Module, data: Data, args: Settings, recipe=recipe, also=None) 
     every epoch, each a column of the records."""
     speed.prepare(args.device, data.size)
     made = recipe(model, args)
-    args = as_made(model, args, made)
+    args = as_trained(model, args, made)
     name = name_run(args, data.name)
     if args.dry_run:
         seconds = 0.0
@@ -475,7 +482,7 @@ def fit(model: nn.Module, data: Data, args: Settings, recipe=recipe, also=None) 
     where = {"device": device_name(args.device), "threads": torch.get_num_threads()}
     where |= {"torch": torch.__version__, "commit": commit()}
     with Run(args, name, about, where) if processes.first() else nullcontext() as run:
-        again = processes.from_first(run and made_before(run, data))
+        again = processes.from_first(run and finished_before(run, data))
         if not again:
             train(model, data, args, made, run, also)
         outcome = processes.from_first(run and Outcome(run.csv, run.rows, args.epochs, again))
@@ -484,7 +491,7 @@ def fit(model: nn.Module, data: Data, args: Settings, recipe=recipe, also=None) 
     return outcome
 
 
-def as_made(model: nn.Module, args: Settings, made: Recipe) -> Settings:
+def as_trained(model: nn.Module, args: Settings, made: Recipe) -> Settings:
     """The settings as they are true of what is about to be trained, whatever was asked for."""
     truth = {"train": trained_as(model), "processes": processes.processes()}
     if origin(model).name:
@@ -517,8 +524,8 @@ def train(model, data, args, made: Recipe, run: Run | None, also=None) -> None:
             bar.set_description(f"epoch {epoch}/{args.epochs}", refresh=False)
             began = time.perf_counter()
             torch.manual_seed(stream_seed(args.seed, "noise", epoch))  # of dropout and the like
-            totals = train_epoch(parallel, data, optimizer, args, epoch, sizes, bar, step)
-            measured = {"train_loss": totals["loss"], "train_acc": totals["acc"]}
+            found = train_epoch(parallel, data, optimizer, args, epoch, sizes, bar, step)
+            measured = {"train_loss": found["loss"], "train_acc": found["acc"]}
             processes.like_first(statistics)
             measured |= measure(model, data, args, also)
             if scheduler:

@@ -12,6 +12,7 @@ from other starts of γ, β and the weights. Its `orthogonal` has He's gain √2
 """
 
 import hashlib
+import itertools
 import sys
 from dataclasses import dataclass
 
@@ -68,6 +69,7 @@ class DavisFrank(common.Settings):
 def run_davis_frank(args):
     data = common.load_data(args)
     model = build_davis_frank(args, data)
+    # the records call it "all", as the authors do: the input's β is no parameter of theirs
     common.freeze(model, all_but_inputs_beta, called="all")
     return common.fit(model, data, args, recipe)
 
@@ -149,8 +151,8 @@ def davis_frank(args):
         augment=args.augment or ("flip" if args.dataset in common.AUGMENTED else "none"),
     )
     seeds, runs = [complex_seed(seed) for seed in args.varied["seed"]], []
-    lists = {key: args.varied[key] for key in BASELINE}
-    asked = [{key: getattr(one, key) for key in BASELINE} for one in common.grid(args, **lists)]
+    lists = [args.varied[key] for key in BASELINE]
+    asked = [dict(zip(BASELINE, values, strict=True)) for values in itertools.product(*lists)]
     for setting in [BASELINE, *(setting for setting in asked if setting != BASELINE)]:
         start = setting["bn_weight"] if setting["bn_weight"] > 0 else 1
         runs += common.grid(args.but(**setting, gamma_init=f"constant:{start:g}"), seed=seeds)
@@ -170,23 +172,21 @@ def report_davis_frank(rows):
     and its p-value over paired seeds."""
     from scipy.stats import ttest_rel
 
-    what = (
-        "test accuracy in % at the best validation epoch, mean ± sample standard deviation (seeds)"
-    )
-    print(f"\n{what}; one-sided paired t-test against the first line")
+    print("\ntest accuracy in % at the best validation epoch, mean ± sample standard deviation")
+    print("(seeds); one-sided paired t-test against the first line")
     rows = rows.astype({"bn_weight": float, "c": float})
     keys = list(BASELINE)
     table = rows.pivot_table(index="seed", columns=keys, values="test_acc", sort=False)
-    usual = tuple(BASELINE.values())
+    baseline = tuple(BASELINE.values())
     for setting in table:
         accuracies, gain = table[setting].dropna(), ""
-        if usual in table and setting != usual:
-            both = table[[setting, usual]].dropna()
-            p = "too few seeds"
+        if baseline in table and setting != baseline:
+            both = table[[setting, baseline]].dropna()
+            significance = "too few seeds"
             if len(both) > 2:
-                test = ttest_rel(both[setting], both[usual], alternative="greater")
-                p = f"p = {test.pvalue:.3g}"
-            gain = f"{(both[setting] - both[usual]).mean():+.2f}   {p}"
+                test = ttest_rel(both[setting], both[baseline], alternative="greater")
+                significance = f"p = {test.pvalue:.3g}"
+            gain = f"{(both[setting] - both[baseline]).mean():+.2f}   {significance}"
         named = "bn_weight {:g}, c {:g}, input_norm {}".format(*setting)
         print(f"  {named:<38} {common.mean_and_deviation(accuracies):<20} {gain}")
     others = max(0, len(table.columns) - 1)

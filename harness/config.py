@@ -1,6 +1,6 @@
 """Settings: a typed dataclass that all experiments share and each may extend, and the command line
-that is made of it. A flag, its default, its help, its check and its place in the records stand in
-one place.
+that is made of it. A flag, its default, its help, its check and whether the records show it stand
+in one place.
 
     @dataclass
     class Settings(common.Settings):
@@ -314,7 +314,7 @@ class Settings:
         0, "of the weights, γ and β, data order and augmentation", number(int, 0, 2**32 - 1)
     )
 
-    device: str = of_machine(
+    device: str = of_machine(  # a torch.device, once it is resolved
         "auto", "cpu, cuda, cuda:1, mps, … (auto: cuda where there is one, else cpu)", record=NEVER
     )
     sync_bn: bool = of_machine(
@@ -479,7 +479,7 @@ def flattened(values: list) -> list:
 
 # ------------------------------------------------------------------------ what depends on others
 
-# by default; a mirrored digit is none
+# cropped and flipped by default; a mirrored digit is no digit
 AUGMENTED = ("cifar10", "cifar100", "imagefolder", "imagenet")
 
 

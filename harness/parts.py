@@ -10,10 +10,7 @@ from torch import nn
 
 from harness.entries import RandomEntries
 from harness.errors import UserError
-
-BATCHNORM = nn.modules.batchnorm._BatchNorm
-INSTANCENORM = nn.modules.instancenorm._InstanceNorm
-NORMS = (BATCHNORM, INSTANCENORM, nn.GroupNorm, nn.LayerNorm, nn.RMSNorm)
+from harness.norms import BATCHNORM, NORMS
 
 
 def norms(model: nn.Module) -> dict[str, nn.Module]:
@@ -64,26 +61,34 @@ def output_layer(model: nn.Module) -> nn.Module | None:
 
 
 def inner_layers(model: nn.Module) -> list[nn.Module]:
-    """Every convolution and linear layer but the head."""
+    """Those of which --train random:K takes entries: what the network calls its `inner_layers`,
+    else every convolution and linear layer but the head."""
+    if hasattr(model, "inner_layers"):
+        return model.inner_layers
     layers = [layer for layer in model.modules() if isinstance(layer, (nn.Conv2d, nn.Linear))]
     head = output_layer(model)
     return [layer for layer in layers if layer is not head]
 
 
 def part_of(name: str, module: nn.Module, head: set) -> str:
-    """The one part of a network that a parameter belongs to."""
+    """The one part of a network that a parameter belongs to. `input` and `position` are what the
+    network itself calls so."""
     if isinstance(module, RandomEntries):
         return "random"
     if isinstance(module, NORMS):
         return "beta" if name.endswith("bias") else "gamma"
     if module in head:
         return "output"
+    if name.startswith("input."):
+        return "input"
+    if name == "position":
+        return "position"
     if isinstance(module, nn.modules.conv._ConvNd):
         return "shortcut" if is_shortcut(name) else "conv"
     return "hidden" if isinstance(module, nn.Linear) else "other"
 
 
-PARTS = ("gamma", "beta", "random", "output", "shortcut", "conv", "hidden", "other")
+PARTS = "gamma beta random output input position shortcut conv hidden other".split()
 
 
 def parts(model: nn.Module) -> dict[str, dict[str, nn.Parameter]]:
@@ -136,7 +141,7 @@ def trainable(model: nn.Module) -> frozenset[str]:
     return frozenset(name for name, _, parameter in owned(model) if parameter.requires_grad)
 
 
-ORDER = "bn norm gamma beta random bias output shortcut conv hidden".split()
+ORDER = "bn norm gamma beta random bias output input position shortcut conv hidden".split()
 
 
 def spelling(train: str) -> str:
@@ -153,8 +158,9 @@ def spelling(train: str) -> str:
 
 
 def trained_as(model: nn.Module) -> str:
-    """What is trainable, in words of --train where it is exactly what they mean; else as `freeze`
-    was told to call it; else `custom-` and a hash of the names."""
+    """What is trainable, in words of --train where it is exactly what they mean (`bn+output`); else
+    as `freeze` was told to call it (`beta of the first stage`); else `custom-` and a hash of the
+    names."""
     now, meanings, known = trainable(model), words(model), origin(model)
     for word in ("all", "none", "all-bn", "all-norm"):
         if now == meanings.get(word):

@@ -51,8 +51,9 @@ class Recorder:
         return done
 
     def record(self, epoch: int, measured: dict, seconds: float, optimizer, scheduler) -> None:
-        """Writes what is known after an epoch, in an order that a kill at any moment leaves whole:
-        the checkpoint never knows more epochs than the rows, and the last row comes last."""
+        """Writes what is known after an epoch, after the last also what γ and β have become, in an
+        order that a kill at any moment leaves whole: no checkpoint knows more epochs than the rows,
+        and the last row comes last."""
         run, args, frozen = self.run, self.args, self.frozen
         if run is None:
             return
@@ -94,7 +95,7 @@ def has_shift(norm: nn.Module) -> bool:
     return getattr(norm, "bias", None) is not None
 
 
-def made_before(run: Run, data: Data) -> bool:
+def finished_before(run: Run, data: Data) -> bool:
     """Whether the run is finished, its checkpoint whole and its own; if not, `resume` says why.
     Raises UserError where it was made from other data."""
     if not run.finished or run.diverged:

@@ -41,7 +41,8 @@ NUMBERS = (
     "val_fraction depth width seed epochs batch_size lr momentum weight_decay warmup_epochs "
     "params_total params_trained threads classes"
 ).split()
-OWN = ("bn_weight", "c", "input_norm", "bn", "activation", "hidden", "target")  # of one experiment
+# of one experiment
+OWN = ("bn_weight", "c", "input_norm", "bn", "activation", "hidden", "target", "norm")
 REQUIRED = "experiment run dataset train seed epochs epoch test_acc status".split()
 CHANGING = ("epoch", *MEASURES, *WHERE)  # from one row of a run to the next
 

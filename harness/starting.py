@@ -62,7 +62,8 @@ def main_of(studies: dict[str, tuple], description: str, argv: list[str] | None 
 
 
 def run_grid(wanted: list[Settings], run) -> tuple[int, list[Outcome]]:
-    """Makes each of the `wanted` runs by `run(args)`, as harness.runs.run_grid says."""
+    """Makes each of the `wanted` runs by `run(args)`, as harness.runs.run_grid says, under its
+    seed."""
     return runs.run_grid(wanted, seeded(run))
 
 

@@ -1,7 +1,8 @@
-"""Networks beside the CIFAR ResNet: VGG, and torchvision's ResNets."""
+"""Networks beside the CIFAR ResNet: VGG, torchvision's ResNets, and a transformer."""
 
 from __future__ import annotations
 
+import torch
 from torch import nn
 
 from harness.errors import UserError
@@ -49,6 +50,40 @@ def imagenet_resnet(depth: int, size: tuple[int, int, int], classes: int) -> nn.
     elif size[2] != 3:
         model.conv1 = nn.Conv2d(size[2], 64, 7, 2, padding=3, bias=False)
     return model
+
+
+class VisionTransformer(nn.Module):
+    """A transformer for small images (Dosovitskiy et al., ICLR 2021, arXiv:2010.11929): patches of
+    2x2 pixels, of 4x4 from 28 pixels on; `depth` pre-norm layers of PyTorch's, 128 `width` channels
+    in four heads, GELU; the mean over the patches, and one linear layer. No dropout."""
+
+    def __init__(self, depth: int, width: int, size: tuple[int, int, int], classes: int):
+        super().__init__()
+        height, breadth, channels = size
+        patch = 2 if min(height, breadth) < 28 else 4
+        dim, patches = 128 * width, (height // patch) * (breadth // patch)
+        self.input = nn.Conv2d(channels, dim, patch, patch)
+        self.position = nn.Parameter(0.02 * torch.randn(1, patches, dim))
+        layer = nn.TransformerEncoderLayer(
+            dim, 4, 4 * dim, 0.0, "gelu", batch_first=True, norm_first=True
+        )
+        norm = nn.LayerNorm(dim)
+        self.encoder = nn.TransformerEncoder(layer, depth, norm, enable_nested_tensor=False)
+        for layer in self.encoder.layers:  # which PyTorch has made as copies of one
+            nn.init.xavier_uniform_(layer.self_attn.in_proj_weight)
+        self.output = nn.Linear(dim, classes)
+
+    @property
+    def inner_layers(self) -> list[nn.Module]:
+        """Those that write what the LayerNorms read: two random entries of each of their channels
+        are exactly as many as the LayerNorms have parameters."""
+        written = [[layer.self_attn.out_proj, layer.linear2] for layer in self.encoder.layers]
+        return [self.input, *(layer for pair in written for layer in pair)]
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """(N, channels, H, W) to logits (N, classes)."""
+        patches = self.input(x).flatten(2).transpose(1, 2)
+        return self.output(self.encoder(patches + self.position).mean(1))
 
 
 def check_depth(arch: str, depth: int, width: int) -> None:

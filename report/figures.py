@@ -22,14 +22,17 @@ from report.stats import Mean
 from report.sweeps import (
     START,
     TRAIN,
+    at_own_rate,
     by_start,
     cells,
+    kind_rank,
     labelled,
+    of_kinds,
     of_users,
     published,
     random_sweep,
     rank,
-    recipe,
+    shared_settings,
     resnets,
     sweeps,
     usual_start,
@@ -227,12 +230,12 @@ def lines_of_depth(runs: pd.DataFrame) -> list[pd.DataFrame]:
     for _, of_word in cells(usual_start(runs), "train"):
         ours.append(choose(sweeps(of_word, "depth"), line_size).sweep)
     varied = "experiment", "depth", "train"
-    known = {recipe(line, *varied) for line in ours}
+    known = {shared_settings(line, *varied) for line in ours}
     users = []
     for _, of_word in cells(runs[of_users(runs)], "experiment", "train"):
         lines = list(sweeps(of_word, "depth"))
         if known:
-            lines = [item for item in lines if recipe(item[1], *varied) in known]
+            lines = [item for item in lines if shared_settings(item[1], *varied) in known]
         chosen = choose(lines, line_size)
         if chosen:
             users.append(chosen.sweep)
@@ -266,6 +269,33 @@ def accuracy_depth(runs):
         label = f"{train}, {source}, {points.dataset.iloc[0]}"
         axis.plot(points.depth, points.value, **style, markerfacecolor="none", label=label)
     log_ticks(axis, sorted({*sweep.depth, *papers.depth}))
+    legend_below(axis)
+    return figure
+
+
+@figure("exp_norms.py --dataset digits --depths 14 32 56 110 --seeds 0 1 2 3 4")
+def norms(runs):
+    """Accuracy against depth of γ and β alone, behind each normalisation and behind none, each at
+    its best rate where rates were compared, else at the usual one."""
+
+    def several(sweep: pd.DataFrame) -> bool:
+        return sweep.norm.nunique() > 1 and sweep.depth.nunique() > 1
+
+    of_norm = of_kinds(runs).query("train == 'norm'")
+    chosen = main_sweep(at_own_rate(of_norm), "norm", "lr", "depth", having=several)
+    if chosen is None:
+        return None
+    figure, (axis,) = panel(chosen.title, "depth (layers)", "test accuracy (%)")
+    kinds = sorted(set(chosen.sweep.norm), key=kind_rank)
+    for kind, (colour, marker, dashes) in zip(kinds, LOOKS, strict=False):
+        of_kind = chosen.sweep[chosen.sweep.norm == kind]
+        points = list(cells(of_kind, "depth"))
+        label = f"{kind}, rate {of_kind.lr.iloc[0]:g} ({seeds(*(cell for _, cell in points))})"
+        style = {"color": colour, "marker": marker, "linestyle": dashes}
+        means = [Mean.of(cell) for _, cell in points]
+        draw_line(axis, [depth for depth, _ in points], means, label, **style)
+    draw_chance(axis, chosen.sweep)
+    log_ticks(axis, sorted(set(chosen.sweep.depth)))
     legend_below(axis)
     return figure
 

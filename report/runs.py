@@ -45,6 +45,7 @@ USUAL = {  # the settings of the main paper, which a title need not say
     "weight_decay": 1e-4,
     "schedule": "step",
     "warmup_epochs": 0,
+    "norm": "bn",
 }
 # What a run has where its CSV does not say; a number without a default is NaN.
 DEFAULTS = USUAL | {"augment": "none"}
@@ -223,7 +224,9 @@ def read_runs(*folders: Path) -> pd.DataFrame:
     runs = pd.DataFrame(rows)
     last = ["record", "hours", *measured]
     own = [column for column in runs if column not in (*COLUMNS, *OWN, *last)]
-    return runs.reindex(columns=[*COLUMNS, *OWN, *own, *last]).fillna(DEFAULTS)
+    runs = runs.reindex(columns=[*COLUMNS, *OWN, *own, *last])
+    texts = [column for column, default in DEFAULTS.items() if isinstance(default, str)]
+    return runs.astype(dict.fromkeys(texts, object)).fillna(DEFAULTS)
 
 
 def read_bench(*folders: Path, **options) -> pd.DataFrame:

@@ -25,10 +25,11 @@ RECIPE = (
     " warmup_epochs"
 ).split()
 START = {"gamma_init": "uniform", "beta_init": "zeros", "weight_init": "he_normal"}
-OURS = ("bn_only", "random_params", "depth_width", "bn_init")  # they share their runs
+OURS = ("bn_only", "random_params", "depth_width", "bn_init", "norms")  # they share their runs
 APART = ("bn_init", "mlp_lenet", "mlp_lenet_tune")  # experiments that have tables of their own
 # In the order of tables and legends.
 TRAIN = "all all-bn bn+output bn+shortcut bn gamma beta shortcut output none".split()
+KINDS = "bn gn:4 ln in rms calibrated none".split()
 PAPERS = Path(__file__).with_name("published.csv")
 
 
@@ -55,7 +56,12 @@ def of_users(runs: pd.DataFrame) -> pd.Series:
 
 
 def usual_start(runs: pd.DataFrame) -> pd.DataFrame:
-    """Runs of this collection's own scripts that start as the main paper's do."""
+    """Runs of this collection's own scripts, with BatchNorm, that start as the main paper's do."""
+    return start_of_any_kind(runs[runs.norm == "bn"])
+
+
+def start_of_any_kind(runs: pd.DataFrame) -> pd.DataFrame:
+    """Those that start so, whatever the normalisation."""
     ours = runs.experiment == ""
     for column, value in START.items():
         ours &= runs[column] == value
@@ -90,7 +96,7 @@ def sweeps(runs: pd.DataFrame, *varied: str) -> Iterator[tuple[str, pd.DataFrame
         yield title(sweep, varied), pd.concat([sweep, untrained[equal.all(axis=1)]])
 
 
-def recipe(sweep: pd.DataFrame, *varied: str) -> tuple[str, ...]:
+def shared_settings(sweep: pd.DataFrame, *varied: str) -> tuple[str, ...]:
     """The settings that the runs of a sweep share, to be compared with those of another."""
     shared = [column for column in settings_of(sweep) if column not in varied]
     return tuple(sweep.iloc[0][shared].astype(str))
@@ -112,7 +118,7 @@ def title(sweep: pd.DataFrame, varied: tuple[str, ...] = ()) -> str:
     words += [scaled_to(run), f"{run.epochs:g} epochs"]
     if "precision" not in varied:
         words.append(run.precision)
-    own = [column for column in settings_of(sweep) if column not in COLUMNS]
+    own = [column for column in settings_of(sweep) if column not in (*COLUMNS, *USUAL)]
     for column in (*USUAL, *own):
         value = run[column]
         if column in (*varied, "hidden") or pd.isna(value) or value == USUAL.get(column):
@@ -171,6 +177,37 @@ def matched(sweep: pd.DataFrame) -> Iterator[tuple[pd.DataFrame, pd.DataFrame]]:
             yield deep, wide
 
 
+def best_rates(runs: pd.DataFrame) -> dict[tuple, float]:
+    """The learning rate of each normalisation and choice of trained parameters whose accuracy on a
+    validation split, the mean over seeds, is the best, where several rates were tried: by the
+    longest of such trials, of the shallowest network."""
+    trials = runs[(runs.val_fraction > 0) & runs.val_acc.notna()]
+    chosen = {}
+    for method, tried in trials.groupby(["norm", "train"]):
+        tried = tried[tried.epochs == tried.epochs.max()]
+        tried = tried[tried.depth == tried.depth.min()]
+        accuracies = tried.groupby("lr").val_acc.mean()
+        if len(accuracies) > 1:
+            chosen[method] = accuracies.idxmax()
+    return chosen
+
+
+def at_own_rate(runs: pd.DataFrame) -> pd.DataFrame:
+    """The runs, trained on all images, of each method at its best rate; of a method whose rates
+    were not compared, at the usual one."""
+    chosen, usual = best_rates(runs), USUAL["lr"]
+    finals = runs[runs.val_fraction == 0]
+    methods = zip(finals.norm, finals.train, strict=True)
+    rates = pd.Series([chosen.get(method, usual) for method in methods], finals.index, dtype=float)
+    return finals[finals.lr == rates]
+
+
+def of_kinds(runs: pd.DataFrame) -> pd.DataFrame:
+    """ResNets of width 1 of any normalisation, `train` in one word for all: `norm`."""
+    runs = resnets(start_of_any_kind(runs)).query("width == 1")
+    return runs.assign(train=runs.train.replace("bn", "norm"))
+
+
 def davis_frank_sweeps(runs: pd.DataFrame) -> Iterator[tuple]:
     """Of each recipe that Davis & Frank's method was run with: its title, its runs, the baseline
     (γ = 1 and c = 1), and every other setting of γ's start, c and the input with its cell."""
@@ -217,6 +254,11 @@ def rank(train: str) -> tuple:
     if not k:
         return position, 0, train
     return position, int(k) if k.isdecimal() else math.inf, train
+
+
+def kind_rank(norm: str) -> tuple[int, str]:
+    """The order of normalisations in tables and legends."""
+    return KINDS.index(norm) if norm in KINDS else len(KINDS), norm
 
 
 def published(dataset: str, measure: str = "test_acc") -> pd.DataFrame:

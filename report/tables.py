@@ -23,7 +23,9 @@ from report.sweeps import (
     depth_label,
     labelled,
     matched,
+    kind_rank,
     network_label,
+    of_kinds,
     of_users,
     published,
     random_sweep,
@@ -227,6 +229,43 @@ def depth_width(runs):
             rows.append(row)
         if rows:
             yield Table(f"{title}, matched", rows)
+
+
+@table("exp_norms.py --dataset digits --seeds 0 1 2 3 4")
+def norms(runs):
+    """γ and β of BatchNorm, of other normalisations and of none (γx + β), alone trained, by depth
+    and learning rate; with a validation split, the accuracy there, too."""
+    for title, sweep in sweeps(of_kinds(runs).query("train == 'norm'"), "norm", "lr", "depth"):
+        if sweep.norm.nunique() < 2:
+            continue
+        rows = []
+        for (kind, rate), of_kind in cells(sweep, "norm", "lr"):
+            for depth, cell in cells(of_kind, "depth"):
+                row = {"normalisation": kind, "learning rate": rate, "depth": depth_label(depth)}
+                rows.append(row | {ACCURACY: validated(cell)})
+        rows.sort(key=lambda row: (kind_rank(row["normalisation"]), row["learning rate"]))
+        columns = [depth_label(depth) for depth in sorted(sweep.depth.unique())]
+        yield Table(title, rows, across="depth", columns=columns)
+
+
+def validated(cell: pd.DataFrame) -> Mean | str:
+    """The test accuracy; of runs with a validation split, which choose a rate, that one."""
+    if cell.val_acc.isna().any():
+        return Mean.of(cell)
+    return f"validation {cell.val_acc.mean():.1f} ({len(cell)})"
+
+
+@table("exp_norms.py --dataset digits --arch vit --train output output+norm --seeds 0 1 2 3 4")
+def transformer(runs):
+    """A vision transformer, of which more and more is trained."""
+    for title, sweep in sweeps(runs[runs.arch == "vit"], "train"):
+        rows = []
+        for train in sorted(set(sweep.train), key=rank):
+            cell = sweep[sweep.train == train]
+            row = {"trained": train, "parameters": trained_parameters(cell)}
+            rows.append(row | {ACCURACY: Mean.of(cell)})
+        rows.sort(key=lambda row: row["parameters"])
+        yield Table(title, rows)
 
 
 @table("exp_bn_init.py frankle --dataset digits --gamma-init uniform ones --seeds 0 1 2 3 4")

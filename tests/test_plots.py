@@ -129,6 +129,9 @@ def test_every_table_and_figure_is_made(capsys):
         pretend(seed, 50, train="bn", schedule="cosine")
         pretend(seed, 50, train="bn", precision="bf16")
         pretend(seed, 30, train="bn", dataset="digits-blurred")
+        pretend(seed, 40, "norms", train="norm", norm="none", params_trained=1120)
+        pretend(seed, 45, "norms", train="norm", norm="none", depth=44, params_trained=3360)
+        pretend(seed, 45, "norms", train="output", norm="ln", arch="vit", depth=6)
         pretend(
             seed,
             50,

@@ -1,0 +1,200 @@
+"""Is it the normalisation? γ and β of other normalisations than BatchNorm, and of none at all, are
+trained alone, the random network around them the same.
+
+In a ResNet or an MLP every BatchNorm gives way to another kind (`--norm`), with the very same γ and
+β, so that all comparisons are paired:
+
+    bn           over the batch and the image, by running statistics in testing
+    gn:G         over G groups of channels and the image
+    ln           over all channels and the image
+    in           over the image
+    rms          x / root mean square over all channels and the image
+    calibrated   by each channel's mean and deviation in the first batch, constants from then on
+    none         no normalisation: γx + β
+
+A vision transformer (`--arch vit`) has LayerNorm over the channels of each patch. Lu et al.,
+"Pretrained transformers as universal computation engines", 2021, arXiv:2103.05247, train it, the
+output, the input and the positions in a frozen transformer. Giannou et al., "The expressive power
+of tuning only the normalization layers", COLT 2023, arXiv:2302.07937, speak of any normalisation.
+Williams et al., "Expressivity of neural networks with random weights and learned biases", ICLR
+2025, train biases alone (`--train bias`).
+
+    python exp_norms.py --dataset digits --norm bn none --epochs 20               # a minute
+    python exp_norms.py --dataset digits --lr 0.03 0.1 0.3 --val-fraction 0.2     # each kind's rate
+    python exp_norms.py --dataset digits --arch vit --train output output+norm output+norm+input
+    python exp_norms.py --dataset digits --arch mlp --norm none --train bias norm random:2
+"""
+
+import argparse
+import itertools
+import math
+import sys
+from dataclasses import dataclass
+
+import common  # before torch, which reads what it sets
+from common import UserError, changed, flag, number
+
+from torch import nn
+
+from harness.norms import Calibrated, RMSNorm, ScaleShift, calibrate
+from harness.zoo import VisionTransformer
+
+KINDS = {
+    "ln": lambda channels: nn.GroupNorm(1, channels),  # one group is all channels and the image
+    "in": lambda channels: nn.InstanceNorm2d(channels, affine=True),
+    "rms": RMSNorm,
+    "calibrated": Calibrated,
+    "none": ScaleShift,
+}
+
+
+def kind(text):
+    """A check: one of KINDS, bn, or gn:G with a number of groups G."""
+    word, _, groups = text.partition(":")
+    if word == "gn":
+        return f"gn:{number(int, 1)(groups)}"
+    if text != "bn" and text not in KINDS:
+        raise argparse.ArgumentTypeError(f"{text!r} is none of bn, gn:G, {', '.join(KINDS)}")
+    return text
+
+
+@dataclass
+class Settings(common.Settings):
+    lists = {
+        "depth": [None],
+        "norm": ["bn", "gn:4", "ln", "in", "rms", "calibrated", "none"],
+        "train": ["norm"],
+        "lr": [None],
+        "seed": [0],
+    }
+
+    arch: str = changed(
+        "arch",
+        "resnet",
+        "the CIFAR ResNet, an MLP, or a vision transformer, whose --norm is ln",
+        choices=("resnet", "mlp", "vit"),
+    )
+    depth: int | None = changed(
+        "depth", None, "of a resnet 6n + 2 (default 14), of a vit its layers (default 6)"
+    )
+    width: int = changed("width", 1, "factor on the channels of a resnet or vit")
+    hidden: list = flag(
+        [],
+        "widths of an mlp's hidden layers (default 512 512 512)",
+        number(int, 1),
+        several=True,
+        metavar="UNITS",
+    )
+    norm: str = flag("bn", "bn, gn:G, ln, in, rms, calibrated, none", kind, metavar="KIND")
+
+
+# ---------------------------------------------------------------------------------------- networks
+
+
+def mlp(args, size, classes):
+    """Hidden layers without a bias of their own, each with BatchNorm, whose β is one, and ReLU."""
+    widths, layers = [math.prod(size), *args.hidden], [nn.Flatten()]
+    for inputs, outputs in itertools.pairwise(widths):
+        layers += [nn.Linear(inputs, outputs, bias=False), nn.BatchNorm1d(outputs), nn.ReLU()]
+    return nn.Sequential(*layers, nn.Linear(widths[-1], classes))
+
+
+def vit(args, size, classes):
+    return VisionTransformer(args.depth, args.width, size, classes)
+
+
+NETWORKS = {"resnet": common.network, "mlp": mlp, "vit": vit}
+
+
+def build(args, data):
+    """He-normal weights, γ ~ U[0, 1], β = 0, as everywhere; then --norm in BatchNorm's place."""
+    model = common.build_model(args, data, NETWORKS[args.arch])
+    if args.norm != "bn" and args.arch != "vit":
+        exchange(model, args.norm)
+    return model
+
+
+def exchange(model, norm):
+    """Puts the normalisation `norm` in the place of every BatchNorm, with its γ and β."""
+    for name, bn in common.norms(model).items():
+        channels = bn.num_features
+        if norm.startswith("gn:"):
+            groups = int(norm.removeprefix("gn:"))
+            if channels % groups:
+                divisor = f"give a divisor of {channels}"
+                raise UserError(f"--norm {norm}: {name} has {channels} channels: {divisor}")
+            other = nn.GroupNorm(groups, channels)
+        else:
+            other = KINDS[norm](channels)
+        other = other.to(bn.weight.device)
+        other.weight, other.bias = bn.weight, bn.bias
+        model.set_submodule(name, other)
+
+
+# -------------------------------------------------------------------------------------------- runs
+
+
+def run(args):
+    data = common.load_data(args)
+    model = build(args, data)
+    if args.norm == "calibrated":
+        images, _ = next(data.training_batches(args.seed, 1, args.batch_size, args.augment))
+        calibrate(model, lambda: common.forward(model, images, args))
+    common.freeze(model, args.train)  # "norm": all but γ and β keep their random start
+    return common.fit(model, data, args)
+
+
+def compare(args):
+    norms, trains = args.varied["norm"], args.varied["train"]
+    if args.arch == "vit":
+        if "norm" in args.given and set(norms) != {"ln"}:
+            raise UserError(f"--norm {' '.join(norms)}: a vit has LayerNorm: give ln, or leave it")
+        norms = ["ln"]
+    if args.arch == "mlp":
+        if "depth" in args.given or args.width != 1:
+            raise UserError("an mlp has no --depth and no --width: --hidden says both")
+        if "in" in norms:
+            raise UserError("--norm in: over the image, and a hidden layer of an mlp has none")
+        hidden = args.hidden or [512, 512, 512]
+        args = args.but(hidden=hidden, varied=args.varied | {"depth": [len(hidden) + 1]})
+    elif args.hidden:
+        raise UserError(f"--hidden is of an mlp, not of --arch {args.arch}")
+    if args.arch == "vit":
+        args = args.but(varied=args.varied | {"depth": [d or 6 for d in args.varied["depth"]]})
+    depths, rates, seeds = (args.varied[name] for name in ("depth", "lr", "seed"))
+    runs = []
+    for norm in norms:
+        # BatchNorm's γ and β have a word of their own, by which the other scripts' runs are called
+        of_norm = [in_words_of(norm, train) for train in trains]
+        runs += common.grid(args, depth=depths, norm=[norm], train=of_norm, lr=rates, seed=seeds)
+    code, outcomes = common.run_grid(runs, run)
+    if not args.dry_run:
+        report(common.table_of(outcomes))
+    return code
+
+
+def in_words_of(norm, train):
+    words = train.split("+")
+    return "+".join("bn" if word == "norm" and norm == "bn" else word for word in words)
+
+
+def report(rows):
+    """Accuracies over seeds by depth, what is trained, kind and rate; with a validation split also
+    each kind's accuracy there, by which its rate is to be chosen."""
+    print("\ntest accuracy in %, mean ± sample standard deviation (seeds)")
+    rows = rows.assign(norm=rows.get("norm", "bn")).fillna({"norm": "bn"})
+    for setting, cell in rows.groupby(["depth", "train", "norm", "lr"], sort=False):
+        depth, train, norm, rate = setting
+        named = f"depth {depth}, {train}, {norm}, rate {float(rate):g}"
+        chosen = ""
+        if cell.val_acc.notna().all():
+            chosen = f"validation {cell.val_acc.mean():.1f}"
+        print(f"  {named:<48} {common.mean_and_deviation(cell.test_acc):<20} {chosen}")
+
+
+def main(argv=None):
+    return common.main(compare, Settings, __doc__, argv)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,71 @@
+"""What counts as a normalisation, and those that PyTorch does not have: a γ and a β for each
+channel, behind something else than the statistics of a batch or a layer."""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+
+class ScaleShift(nn.Module):
+    """γx + β for each channel, (N, channels, …): BatchNorm's scale and shift, and no normalisation.
+
+    PyTorch's batch_norm calculates it, by constants in place of statistics: in one pass, with γ and
+    β in fp32 whatever x is in."""
+
+    eps = 0.0
+
+    def __init__(self, channels: int):
+        super().__init__()
+        self.weight, self.bias = (
+            nn.Parameter(torch.ones(channels)),
+            nn.Parameter(torch.zeros(channels)),
+        )
+        self.register_buffer("mean", torch.zeros(channels), persistent=False)
+        self.register_buffer("variance", torch.ones(channels), persistent=False)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        constants = self.mean, self.variance, self.weight, self.bias
+        return F.batch_norm(x, *constants, training=False, eps=self.eps)
+
+
+class Calibrated(ScaleShift):
+    """BatchNorm whose mean and variance were measured once, by `calibrate`, and are constants."""
+
+    eps = 1e-5
+
+    def __init__(self, channels: int):
+        super().__init__(channels)
+        self.register_buffer("mean", torch.zeros(channels))  # kept in checkpoints
+        self.register_buffer("variance", torch.ones(channels))
+
+    def measure(self, inputs: tuple) -> None:
+        others = [dimension for dimension in range(inputs[0].dim()) if dimension != 1]
+        variance, mean = torch.var_mean(inputs[0].float(), others, correction=0)
+        self.mean.copy_(mean)
+        self.variance.copy_(variance)
+
+
+@torch.no_grad()
+def calibrate(model: nn.Module, forward) -> None:
+    """Measures, in one pass `forward()` over a batch, the constants of each `Calibrated`: those of
+    its input behind the ones before it, which are measured first."""
+    layers = [layer for layer in model.modules() if isinstance(layer, Calibrated)]
+    hooks = [layer.register_forward_pre_hook(Calibrated.measure) for layer in layers]
+    forward()
+    for hook in hooks:
+        hook.remove()
+
+
+class RMSNorm(ScaleShift):
+    """x divided by its root mean square over all but the first dimension, then γx + β for each
+    channel. (PyTorch's has a γ for each value, and no β.)"""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return super().forward(F.rms_norm(x, x.shape[1:], eps=1e-5))
+
+
+BATCHNORM = nn.modules.batchnorm._BatchNorm
+INSTANCENORM = nn.modules.instancenorm._InstanceNorm
+NORMS = (BATCHNORM, INSTANCENORM, nn.GroupNorm, nn.LayerNorm, nn.RMSNorm, ScaleShift)
