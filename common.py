@@ -27,16 +27,17 @@ from torch import nn
 
 from harness import checkpoints, folders, processes, speed
 from harness.config import Settings, constant
-from harness.dataset import Data, load_torchvision, make_splits, on_device, resize, split_batches
+from harness.dataset import Data, checked, load_torchvision, make_splits, on_device, resize
+from harness.dataset import split_batches
 from harness.entries import put_random_entries
 from harness.errors import UserError
 from harness.estimate import plan
-from harness.parts import Origin, count_parameters, inner_layers, names_of, norms
+from harness.parts import Origin, check_name, count_parameters, inner_layers, names_of, norms
 from harness.parts import origin, owned, trainable, trained_as
 from harness.processes import first_goes_first, share
 from harness.progress import progress_bar
-from harness.recording import Recorder, finished_before
-from harness.runs import Outcome, Run, commit, dataset_name, name_run, out_of_time
+from harness.recording import Recorder, finished_before, own_measures
+from harness.runs import Outcome, Run, commit, dataset_name, is_finite, name_run, out_of_time
 from harness.speed import device_name, frozen_in
 from harness.telling import summarise
 from harness.zoo import DEPTHS, imagenet_resnet, vgg
@@ -134,11 +135,11 @@ def load_data(args: Settings) -> Data:
 
 def make_data(args: Settings, name: str, images, labels, classes=None) -> Data:
     """A data set of your own. images: uint8 (N, H, W, C), labels: whole numbers (N,), as arrays, or
-    as dictionaries of them: `train` and `test`. Without `test` a stratified fifth is held out."""
-    images = dict(images) if isinstance(images, dict) else {"train": images}
-    labels = dict(labels) if isinstance(labels, dict) else {"train": labels}
-    images = {split: np.asarray(x, np.uint8) for split, x in images.items()}
-    labels = {split: np.asarray(y, np.int64) for split, y in labels.items()}
+    as dictionaries of them: `train` and `test`. Without `test` a stratified fifth is held out.
+
+    Augmented as --augment says: by default cropped and flipped, unless the experiment's settings
+    have `dataset: str = NAME`, which is no flag then. Raises UserError for what is no data set."""
+    images, labels = checked(name, images, labels)
     if args.image_size:
         images = {split: resize(x, args.image_size) for split, x in images.items()}
     height, width = images["train"].shape[1:3]
@@ -293,8 +294,10 @@ def freeze(model: nn.Module, train, called: str = "") -> None:
     on.
 
     train: words of --train joined with +, or a predicate over (name, module, parameter), of which
-    `called` is the name in the records. Raises UserError for a word that the network has not."""
+    `called` is the name in the records. A normalisation is one of PyTorch's, or inherits from one
+    or from harness.norms.ScaleShift. Raises UserError for a word that the network has not."""
     if callable(train):
+        check_name(called)
         chosen = {name for name, module, p in owned(model) if train(name, module, p)}
     else:
         chosen, called = names_of(model, train), called or train
@@ -463,9 +466,12 @@ def fit(model: nn.Module, data: Data, args: Settings, recipe=recipe, also=None) 
     where an earlier start stopped.
 
     also: what to measure beside losses and accuracies; `also(model)` returns numbers by name after
-    every epoch, each a column of the records."""
+    every epoch, each a column of the records. Raises UserError for a name that is a column's, and
+    for what is no number."""
     speed.prepare(args.device, data.size)
     made = recipe(model, args)
+    if not isinstance(made, Recipe):
+        raise UserError(f"a recipe returns common.Recipe or common.scheduled(…), not {made!r:.60}")
     args = as_trained(model, args, made)
     name = name_run(args, data.name)
     if args.dry_run:
@@ -503,6 +509,8 @@ def as_trained(model: nn.Module, args: Settings, made: Recipe) -> Settings:
         known = {"lr": first.get("initial_lr", first["lr"])}
         known |= {key: first[key] for key in ("momentum", "weight_decay") if key in first}
         truth |= {key: float(value) for key, value in known.items()}
+        if "momentum" not in first and truth["optimizer"] != args.optimizer:
+            truth["momentum"] = None  # an optimizer of one's own, which has none
     return args.but(**truth)
 
 
@@ -533,8 +541,7 @@ def train(model, data, args, made: Recipe, run: Run | None, also=None) -> None:
             bar.set_postfix_str(f"test {measured['test_acc']:.1f} %", refresh=False)
             seconds = time.perf_counter() - began
             recorder.record(epoch, measured, seconds, optimizer, scheduler)
-            finite = all(map(math.isfinite, measured.values()))
-            if not finite or processes.from_first(out_of_time(args)):
+            if not is_finite(measured) or processes.from_first(out_of_time(args)):
                 break
 
 
@@ -546,4 +553,4 @@ def measure(model: nn.Module, data: Data, args: Settings, also=None) -> dict[str
         measured |= {"val_loss": found["loss"], "val_acc": found["acc"]}
     found = evaluate(model, data, "test", args)
     measured |= {f"test_{key}": value for key, value in found.items()}
-    return measured | (also(model) if also else {})
+    return measured | own_measures(also(model), args) if also else measured

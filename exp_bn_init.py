@@ -69,8 +69,8 @@ class DavisFrank(common.Settings):
 def run_davis_frank(args):
     data = common.load_data(args)
     model = build_davis_frank(args, data)
-    # the records call it "all", as the authors do: the input's β is no parameter of theirs
-    common.freeze(model, all_but_inputs_beta, called="all")
+    common.freeze(model, all_but_inputs_beta)
+    common.origin(model).called = "all"  # as the authors do, of whose parameters it is none
     return common.fit(model, data, args, recipe)
 
 

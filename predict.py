@@ -28,6 +28,7 @@ from harness import checkpoints, folders
 from harness.config import Settings, find_device
 from harness.dataset import TORCHVISION
 from harness.errors import Damaged, Parser, UserError, guarded, printable, taken_apart
+from harness.zoo import DEPTHS
 from harness.files import read_checkpoint
 from harness.parts import is_shortcut
 from harness.runs import COLUMNS, file_name
@@ -96,8 +97,13 @@ def script_named(experiment: str):
 
 
 def build(script, args: Settings, data: common.Data) -> nn.Module:
-    """The network as the script builds it, by its function `build(args, data)` if it has one."""
-    return getattr(script, "build", common.build_model)(args, data)
+    """The network as the script builds it, by its function `build(args, data)` if it has one.
+    Raises Damaged where it has none, and a network of its own."""
+    if hasattr(script, "build"):
+        return script.build(args, data)
+    if args.arch not in DEPTHS:
+        raise Damaged(f"it holds {args.arch}, and its script has no build(args, data) to make it")
+    return common.build_model(args, data)
 
 
 def put_in(model: nn.Module, content: dict, train: str) -> None:
@@ -115,7 +121,7 @@ def put_in(model: nn.Module, content: dict, train: str) -> None:
     try:
         checkpoints.restore(model, content)
     except Damaged as error:
-        hint = "a script with a network of its own needs a function build(args, data) that makes it"
+        hint = "the script has changed since, or lacks a function build(args, data) for its network"
         raise Damaged(f"{error} ({hint})") from None
 
 
@@ -311,7 +317,7 @@ def draw(grids: dict[str, list[list[torch.Tensor]]], titles: list[str], out: Pat
             above = f"{name}\n" if row == 0 else ""
             cells[row, column].suptitle(above + titles[row], fontsize=7)
             side = int(np.ceil(np.sqrt(len(pictures))))
-            axes = cells[row, column].subplots(side, side, squeeze=False).flat
+            axes = cells[row, column].subplots(side, side, squeeze=False).ravel()
             for axis in axes:
                 axis.set_axis_off()
             for axis, one in zip(axes, pictures):  # noqa: B905, a square may have room left

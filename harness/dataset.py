@@ -58,6 +58,32 @@ class Data:
             yield self.normalise(x), y
 
 
+def checked(name: str, images, labels) -> tuple[dict, dict]:
+    """Images as uint8 and labels as int64, for each split. Raises UserError for what are none."""
+
+    def refuse(what: str, right: str):
+        raise UserError(f"the data set {name} has {what}: give {right}")
+
+    images = dict(images) if isinstance(images, dict) else {"train": images}
+    labels = dict(labels) if isinstance(labels, dict) else {"train": labels}
+    images = {split: np.asarray(x) for split, x in images.items()}
+    labels = {split: np.asarray(y) for split, y in labels.items()}
+    for split, x in images.items():
+        y = labels.get(split, np.empty(0))
+        if x.ndim != 4 or (x.shape[1] in (1, 3) and x.shape[3] not in (1, 3)):
+            refuse(f"{split} images of shape {x.shape}", "(N, height, width, channels)")
+        if x.dtype.kind not in "iub" or x.min() < 0 or x.max() > 255:
+            refuse(
+                f"{split} images of {x.dtype} from {x.min():g} to {x.max():g}", "bytes, 0 to 255"
+            )
+        if y.shape != x.shape[:1]:
+            refuse(f"{len(x)} {split} images and labels of shape {y.shape}", "one label an image")
+        if y.dtype.kind not in "iu" or set(np.unique(y)) != set(range(len(np.unique(y)))):
+            refuse(f"{split} labels {list(np.unique(y)[:5])} …", "0, 1, 2, … without a gap")
+    images = {split: x.astype(np.uint8) for split, x in images.items()}
+    return images, {split: y.astype(np.int64) for split, y in labels.items()}
+
+
 def split_batches(order: torch.Tensor, batch_size: int) -> list[torch.Tensor]:
     """Consecutive batches, the last one smaller. A last batch of one sample for a process, which
     has no variance of its own, joins the one before."""

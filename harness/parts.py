@@ -121,6 +121,8 @@ RANDOM = re.compile(r"random:([1-9]\d*|all)")
 
 def names_of(model: nn.Module, train: str) -> set[str]:
     """The names that `train` means. Raises UserError for a word that the network does not know."""
+    if not isinstance(train, str):
+        raise UserError(f"freeze takes words of --train or a predicate, not {train!r:.60}")
     meanings, chosen = words(model), set()
     for word in train.split("+"):
         if RANDOM.fullmatch(word):
@@ -135,6 +137,13 @@ def names_of(model: nn.Module, train: str) -> set[str]:
         else:
             chosen |= meanings[word]
     return chosen
+
+
+def check_name(called: str) -> None:
+    """Raises UserError where a predicate is to be called by a word that means something else."""
+    taken = {"all", "none", *ORDER}
+    if called.removeprefix("all-") in taken:
+        raise UserError(f"called={called!r} is a word of --train: give the predicate another name")
 
 
 def trainable(model: nn.Module) -> frozenset[str]:

@@ -4,7 +4,7 @@ writes."""
 
 from __future__ import annotations
 
-import math
+import dataclasses
 
 from torch import nn
 
@@ -14,7 +14,7 @@ from harness.dataset import Data
 from harness.errors import Damaged, UserError, taken_apart
 from harness.files import read_checkpoint, write_table
 from harness.parts import norms
-from harness.runs import Run
+from harness.runs import COLUMNS, Run, is_finite
 from harness.telling import show
 
 
@@ -59,7 +59,7 @@ class Recorder:
             return
         if args.tensorboard:
             show(epoch, measured, [norm.weight for norm in self.affine.values()], run)
-        if not all(map(math.isfinite, measured.values())):
+        if not is_finite(measured):
             run.append(epoch, measured, seconds)
         elif epoch < args.epochs:
             run.append(epoch, measured, seconds)
@@ -88,6 +88,17 @@ class Recorder:
         write_table(self.run.table("bn"), inside.CHANNELS, learned)
         pruned = inside.pruned([norm.weight for norm in self.affine.values()], self.test)
         write_table(self.run.table("prune"), inside.PRUNING, pruned)
+
+
+def own_measures(found: dict, args: Settings) -> dict[str, float]:
+    """What a script measures by itself. Raises UserError for what cannot be columns."""
+    taken = {*COLUMNS, *(field.name for field in dataclasses.fields(args))}
+    for name, value in found.items() if isinstance(found, dict) else [("", found)]:
+        if name in taken or not isinstance(name, str) or not name:
+            raise UserError(f"also= measures {name!r}, which is no name of a new column")
+        if not isinstance(value, int | float):
+            raise UserError(f"also= measures {name} as {value!r:.60}: give a number, as by .item()")
+    return found
 
 
 def has_shift(norm: nn.Module) -> bool:

@@ -42,7 +42,7 @@ NUMBERS = (
     "params_total params_trained threads classes"
 ).split()
 # of one experiment
-OWN = ("bn_weight", "c", "input_norm", "bn", "activation", "hidden", "target", "norm")
+OWN = tuple("bn_weight c input_norm bn activation hidden target norm script".split())
 REQUIRED = "experiment run dataset train seed epochs epoch test_acc status".split()
 CHANGING = ("epoch", *MEASURES, *WHERE)  # from one row of a run to the next
 
@@ -77,11 +77,11 @@ def name_run(args: Settings, dataset: str | None = None) -> Name:
     known = recorded(args)
     columns = {key: known.pop(key, None) for key in SETTINGS}
     columns |= {"dataset": dataset or dataset_name(args), "subset": args.subset or "all"} | known
+    if args.process.source:
+        columns["script"] = args.process.source
     hashed = columns | {"source": args.dataset}
     if args.image_size:
         hashed["image_size"] = args.image_size
-    if args.process.source:
-        hashed["script"] = args.process.source
     tail = hashlib.sha256(json.dumps(hashed, sort_keys=True).encode()).hexdigest()[:6]
     network = args.arch if args.depth is None else f"{args.arch}{args.depth}-w{args.width}"
     trained = file_name(args.train.replace(":", ""), also="+")
@@ -153,6 +153,11 @@ def check_row(epoch: int, row: dict[str, str], other: list[str]) -> None:
     for column in ("status", *NUMBERS, *MEASURES):
         if column in row and not possible(column, row):
             raise Damaged(f"row {epoch} has {column} {row[column]}")
+
+
+def is_finite(measured: dict[str, float]) -> bool:
+    """Whether losses and accuracies are; a script's own measurement may be NaN."""
+    return all(math.isfinite(value) for key, value in measured.items() if key in MEASURES)
 
 
 def have_diverged(rows: list[dict[str, str]]) -> bool:
@@ -277,17 +282,19 @@ class Run:
 
     def append(self, epoch: int, measured: dict[str, float], seconds: float) -> None:
         """Adds an epoch's row. Where a loss is not finite the run is diverged, as a whole: every
-        row says so. A measurement that is not one of MEASURES gets a column of its own."""
+        row says so. An experiment's own settings are columns behind all others, and what it alone
+        measures behind `seconds`."""
         figures = dict.fromkeys(MEASURES, "") | {key: f"{measured[key]:.6g}" for key in measured}
-        row = (
-            self.about | {"epoch": epoch} | figures | {"seconds": f"{seconds:.3f}", "status": "ok"}
-        )
-        self.rows.append(row | self.where)
-        if not all(map(math.isfinite, measured.values())):
+        known = {"epoch": epoch, "seconds": f"{seconds:.3f}", "status": "ok"}
+        self.rows.append(self.about | figures | known | self.where)
+        if not is_finite(measured):
             self.rows = [row | {"status": "diverged"} for row in self.rows]
-        own = [key for key in self.rows[-1] if key not in COLUMNS]
-        table = [[row.get(column, "") for column in (*COLUMNS, *own)] for row in self.rows]
-        write_table(self.csv, [*COLUMNS, *own], table)
+        place = COLUMNS.index(WHERE[0])
+        own = [key for key in self.about if key not in COLUMNS]
+        measures = [key for key in measured if key not in MEASURES]
+        columns = [*COLUMNS[:place], *measures, *COLUMNS[place:], *own]
+        table = [[row.get(column, "") for column in columns] for row in self.rows]
+        write_table(self.csv, columns, table)
 
     def save(self, epoch: int, state: dict) -> None:
         """Replaces the checkpoint; the one before stays beside it."""

@@ -12,6 +12,7 @@ gray."""
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable
 from typing import NamedTuple
 
@@ -23,6 +24,7 @@ from report.sweeps import (
     START,
     TRAIN,
     at_own_rate,
+    beside,
     by_start,
     cells,
     kind_rank,
@@ -53,6 +55,7 @@ LOOKS = (  # of the words in TRAIN, in that order
 LOOK = dict(zip(TRAIN, LOOKS, strict=True))
 RANDOM = ("#332288", "p", "-.")  # random:K
 OTHER = ("#666666", ".", "-")  # a user's
+OTHER_DASHES = ("-", "--", "-.", ":")  # of networks without a depth
 OTHER_MARKERS = ".1x2+3|4"  # several users' in turn
 PAPER_MARKERS = "os^vD<>"
 STYLE = {
@@ -247,21 +250,27 @@ def lines_of_depth(runs: pd.DataFrame) -> list[pd.DataFrame]:
 
 @figure("exp_depth_width.py --dataset digits --widths 1")
 def accuracy_depth(runs):
-    """Accuracy against depth, at width 1, with the published points. Each --train by the longest
-    recipe that it was run with at several depths, if any, else the longest."""
+    """Accuracy against depth, at width 1, with the published points, and users' networks by the
+    same recipe. Each --train by the longest recipe that it was run with at several depths, if any,
+    else the longest."""
     narrow = resnets(runs).query("width == 1")
     lines = lines_of_depth(narrow[~random_sweep(narrow)])
     if not lines:
         return None
     sweep = labelled(pd.concat(lines))
     papers = published(runs.dataset.iloc[0]).query("width == 1")
-    if sweep.depth.nunique() < 2 and papers.empty:
+    ours = [line for line in lines if not of_users(line).all()]
+    others = dict(pair for line in ours for pair in beside(runs, line))
+    if sweep.depth.nunique() < 2 and papers.empty and not others:
         return None
     title = sweep.dataset.iloc[0]
     if sweep[sweep.train != "none"].epochs.nunique() == 1:
         title += f", {sweep.epochs.max():g} epochs"
     figure, (axis,) = panel(title, "depth (layers)", "test accuracy (%)")
     draw_lines(axis, sweep, "depth")
+    for (label, cell), dashes in zip(others.items(), itertools.cycle(OTHER_DASHES), strict=False):
+        style = {"color": OTHER[0], "linestyle": dashes}
+        axis.axhline(cell.test_acc.mean(), label=f"{label} ({seeds(cell)})", **style)
     markers = dict(zip(papers.source.unique(), PAPER_MARKERS, strict=False))
     shown = papers[papers.train.isin(list(sweep.label))]
     for (train, source), points in shown.groupby(["train", "source"]):

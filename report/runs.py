@@ -217,6 +217,7 @@ def read_runs(*folders: Path) -> pd.DataFrame:
             row = reported(run.epochs).to_dict()
             unknown = run.epochs[[c for c in row if c not in (*COLUMNS, *OWN)]]
             measured |= dict.fromkeys(unknown.columns[unknown.nunique(dropna=False) > 1])
+            measured |= dict.fromkeys(measured_alone(list(row)))
             hours = run.epochs.seconds.sum() / 3600 if "seconds" in row else 0.0
             rows.append(row | {"record": run, "hours": hours})
     if not rows:
@@ -227,6 +228,14 @@ def read_runs(*folders: Path) -> pd.DataFrame:
     runs = runs.reindex(columns=[*COLUMNS, *OWN, *own, *last])
     texts = [column for column, default in DEFAULTS.items() if isinstance(default, str)]
     return runs.astype(dict.fromkeys(texts, object)).fillna(DEFAULTS)
+
+
+def measured_alone(columns: list[str]) -> list[str]:
+    """What an experiment alone has measured stands behind the seconds of an epoch."""
+    if not {"seconds", "device"} <= set(columns):
+        return []
+    between = columns[columns.index("seconds") + 1 : columns.index("device")]
+    return [column for column in between if column not in COLUMNS]
 
 
 def read_bench(*folders: Path, **options) -> pd.DataFrame:
@@ -277,13 +286,18 @@ def pack_runs(folders: list[Path], out: Path) -> list[Path]:
 
 
 def packed_epochs(runs: list[Run]) -> pd.DataFrame:
-    """The rows of all `runs` as text: the columns that every run has, then the others that any run
-    says something in."""
-    rows = pd.concat([keyed(run, run.text()) for run in runs]).fillna("")
-    others = [c for c in rows if c not in COLUMNS and (rows[c] != "").any()]
+    """The rows of all `runs` as text: the columns that every run has, what experiments alone have
+    measured where a run has it, and then the others that any run says something in."""
+    tables = [keyed(run, run.text()) for run in runs]
+    measured = {column for table in tables for column in measured_alone(list(table))}
+    rows = pd.concat(tables).fillna("")
+    others = [c for c in rows if c not in (*COLUMNS, *measured) and (rows[c] != "").any()]
     known = [column for column in OWN if column in others]
     unknown = sorted(set(others) - set(known))
-    return rows.reindex(columns=[*COLUMNS, *known, *unknown], fill_value="")
+    place = COLUMNS.index("device")
+    first, last = COLUMNS[:place], COLUMNS[place:]
+    order = [*first, *sorted(measured), *last, *known, *unknown]
+    return rows.reindex(columns=order, fill_value="")
 
 
 def keyed(run: Run, table: pd.DataFrame) -> pd.DataFrame:

@@ -18,7 +18,7 @@ from report.runs import USUAL
 # The columns that are no settings: names, measurements, where and by which version a run was made.
 NO_SETTINGS = (
     "run seed params_total params_trained epoch train_loss train_acc val_loss val_acc test_loss"
-    " test_acc test_top5 seconds device threads torch commit status classes"
+    " test_acc test_top5 seconds device threads torch commit status classes script"
 ).split()
 RECIPE = (
     "val_fraction augment epochs batch_size optimizer lr momentum weight_decay schedule"
@@ -42,9 +42,14 @@ def settings_of(runs: pd.DataFrame) -> list[str]:
 
 def distinct(runs: pd.DataFrame) -> pd.DataFrame:
     """Each run once: where settings are equal, those of the scripts that share their runs are equal
-    too, and have an empty `experiment`."""
+    too, and have an empty `experiment`. A script of which several versions have made runs is
+    several experiments."""
     if runs.empty:
         return runs
+    if "script" in runs:
+        edited = runs.groupby("experiment").script.transform("nunique", dropna=False) > 1
+        version = runs.experiment + " " + runs.script.fillna("as it came")
+        runs = runs.assign(experiment=runs.experiment.mask(edited, version))
     ours = runs.experiment.isin(OURS) & runs.bn_weight.isna()
     runs = runs.assign(experiment=runs.experiment.mask(ours, ""))
     return runs.drop_duplicates([*settings_of(runs), "seed"])
@@ -153,6 +158,28 @@ def labelled(sweep: pd.DataFrame) -> pd.DataFrame:
     experiments = sweep.groupby("train").experiment.transform("nunique")
     named = (experiments > 1) & of_users(sweep)
     return sweep.assign(label=sweep.train.mask(named, sweep.experiment + ": " + sweep.train))
+
+
+def beside(runs: pd.DataFrame, sweep: pd.DataFrame) -> Iterator[tuple[str, pd.DataFrame]]:
+    """The label and the runs of each cell of a user's experiment with a network of its own that
+    shares data set and recipe with `sweep`, which is of this collection's."""
+    of_network = ("experiment", "arch", "depth", "width", "train", "hidden")
+    shared = [c for c in settings_of(sweep) if c in COLUMNS and c not in of_network]
+    others = runs[of_users(runs) & (runs.arch != sweep.arch.iloc[0])]
+    recipe = sweep[sweep.train != "none"].iloc[:1].astype(str)
+    if recipe.empty or others.empty:
+        return
+    equal = others[shared].astype(str).eq(recipe.iloc[0][shared]).all(axis=1)
+    own = [column for column in settings_of(runs) if column not in (*COLUMNS, *USUAL)]
+    for values, cell in others[equal].groupby(["experiment", "arch", "train", *own], dropna=False):
+        experiment, arch, train, *rest = values
+        pairs = zip(own, rest, strict=True)
+        words = [
+            f"{name} {value:g}" if isinstance(value, float) else f"{name} {value}"
+            for name, value in pairs
+            if pd.notna(value)
+        ]
+        yield f"{experiment}: {', '.join([arch, train, *words])}", cell
 
 
 def by_start(sweep: pd.DataFrame) -> list[tuple[tuple, pd.DataFrame]]:

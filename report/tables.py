@@ -17,6 +17,7 @@ from report.registry import table
 from report.stats import Difference, Mean, comparisons, p_text, p_value, paired, signed
 from report.sweeps import (
     START,
+    beside,
     by_start,
     cells,
     davis_frank_sweeps,
@@ -151,6 +152,11 @@ def accuracy(runs):
                 both = [depth for depth in ours if depth in theirs]
                 gaps = {depth: signed(ours[depth].mean - theirs[depth], 1) for depth in both}
                 rows += accuracy_rows(label, f"ours − {source}", gaps)
+        if not of_users(sweep).all():
+            for label, cell in beside(runs, sweep):
+                rows += accuracy_rows(
+                    label, "ours", {d: Mean.of(c) for d, c in cells(cell, "depth")}
+                )
         depths = sorted({*sweep.depth.dropna(), *papers.depth})
         columns = [*map(depth_label, depths), depth_label(math.nan)]
         yield Table(title, rows, across="depth", columns=columns)

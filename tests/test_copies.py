@@ -1,12 +1,17 @@
 """What a copied script may change, and what stays true: each test writes the script into a folder of its own."""
 
+import re
 from pathlib import Path
 
+import numpy as np
 import pandas as pd
 import pytest
+import torch
 
+import common
 import plots
-from tests.helpers import HERE, forked, rows
+from harness.errors import UserError
+from tests.helpers import HERE, Forked, arguments, forked, rows
 
 SMALL = "--dataset digits --subset 200 --epochs 4 --batch-size 50 --precision fp32".split()
 SMALL += ["--device", "cpu"]
@@ -247,6 +252,94 @@ def test_an_edited_script_is_another_run_and_overwrites_nothing():
     other = [one for one in Path("results/edited").glob("*[0-9a-f].csv") if one != path]
     assert path.read_bytes() == content and len(other) == 1
     assert rows(other[0])[0]["train"] == "gamma" and before[0]["train"] == "bn"
+
+
+def test_two_versions_of_a_script_are_two_experiments_in_a_table(capsys):
+    script("edited", PLAIN)
+    made("edited", "--depth", 8)
+    script("edited", PLAIN + "# edited\n")
+    forked("exp_edited.py", *SMALL, "--depth", 8)
+    assert plots.main(["--only", "accuracy", "--format", "csv"]) == 0
+    table = pd.read_csv("tables/accuracy.csv")
+    assert len(table) == 2 and table.trained.nunique() == 2
+
+
+def test_a_network_of_ones_own_stands_beside_bn_in_table_and_figure(capsys):
+    script("cnn", CNN + OWN_RUN)
+    for seed in (0, 1):
+        forked("exp_cnn.py", *SMALL, "--train", "gamma", "--seed", seed)
+    forked(HERE / "exp_bn_only.py", *SMALL, "--quiet")
+    assert plots.main(["--only", "accuracy", "accuracy_depth"]) == 0
+    shown = capsys.readouterr()
+    assert "cnn: small_cnn, gamma" in shown.out.partition("**digits, resnet")[2] + shown.out
+    table = pd.read_csv("tables/accuracy.csv").set_index("trained")
+    assert table.loc["cnn: small_cnn, gamma"].recipe == table.loc["bn"].recipe
+    assert Path("figures/accuracy_depth-digits.png").exists() and not shown.err
+
+
+ALSO = """
+def run(args):
+    data = common.load_data(args)
+    model = common.build_model(args, data)
+    common.freeze(model, args.train)
+    return common.fit(model, data, args, also=lambda model: {MEASURED})
+"""
+
+
+def test_what_a_script_measures_is_never_a_setting(capsys):
+    script("also", ALSO.replace("{MEASURED}", "{'same': 0.5 + args.seed, 'none': float('nan')}"))
+    for seed in (0, 1):
+        forked("exp_also.py", *SMALL, "--depth", 8, "--seed", seed)
+    assert plots.main(["--only", "accuracy", "--format", "csv"]) == 0
+    assert list(pd.read_csv("tables/accuracy.csv").filter(like="seeds").iloc[:, 0]) == [2]
+
+
+@pytest.mark.parametrize(
+    "measured, says",
+    [("{'test_acc': 99.0}", "test_acc"), ("{'x': [1]}", "a number"), ("None", "no name")],
+)
+def test_what_a_script_cannot_measure_is_one_line(measured, says):
+    script("also", ALSO.replace("{MEASURED}", measured))
+    process = Forked("exp_also.py", *SMALL, "--depth", 8, "--quiet")
+    assert process.wait() == 2 and says in process.err and process.err.count("\n") == 1
+
+
+IMAGES, LABELS = np.zeros((40, 8, 8, 1), np.uint8), np.arange(40) % 2
+
+
+@pytest.mark.parametrize(
+    "images, labels, says",
+    [
+        (IMAGES + 0.5, LABELS, "bytes"),
+        (IMAGES.astype(int) - 300, LABELS, "0 to 255"),
+        (IMAGES, LABELS[1:], "one label an image"),
+        (IMAGES, LABELS + 1, "without a gap"),
+        (IMAGES, LABELS.astype(str), "without a gap"),
+        (IMAGES[..., 0], LABELS, "(N, height, width, channels)"),
+        (IMAGES.transpose(0, 3, 1, 2), LABELS, "(N, height, width, channels)"),
+    ],
+)
+def test_arrays_that_are_no_data_set_are_refused(images, labels, says):
+    with pytest.raises(UserError, match=re.escape(says)):
+        common.make_data(arguments(), "mine", images, labels)
+
+
+def test_freeze_refuses_what_it_cannot_do():
+    args = arguments()
+    model = common.build_model(args, common.load_data(args))
+    with pytest.raises(UserError, match="another name"):
+        common.freeze(model, lambda name, module, p: True, called="bn")
+    with pytest.raises(UserError, match="words of --train or a predicate"):
+        common.freeze(model, ["gamma"])
+
+
+def test_a_recipe_returns_a_recipe():
+    args = arguments()
+    data = common.load_data(args)
+    model = common.build_model(args, data)
+    common.freeze(model, "bn")
+    with pytest.raises(UserError, match="common.scheduled"):
+        common.fit(model, data, args, lambda model, args: torch.optim.AdamW(model.parameters()))
 
 
 def test_a_function_passed_through_partial_works():
