@@ -48,7 +48,7 @@ def distinct(runs: pd.DataFrame) -> pd.DataFrame:
         return runs
     if "script" in runs:
         edited = runs.groupby("experiment").script.transform("nunique", dropna=False) > 1
-        version = runs.experiment + " " + runs.script.fillna("as it came")
+        version = runs.experiment + " " + runs.script.astype(object).fillna("as it came")
         runs = runs.assign(experiment=runs.experiment.mask(edited, version))
     ours = runs.experiment.isin(OURS) & runs.bn_weight.isna()
     runs = runs.assign(experiment=runs.experiment.mask(ours, ""))

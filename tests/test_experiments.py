@@ -100,7 +100,7 @@ def test_davis_frank_groups_and_start():
     model = common.build_model(args, data)
     exp_bn_init.start_linear_layers(model, 1)
     model = exp_bn_init.normalise_input(model, data, 0.1)
-    common.freeze(model, exp_bn_init.all_but_inputs_beta, called="all")
+    common.freeze(model, exp_bn_init.all_but_inputs_beta)
     assert common.trained_as(model) == "all"
     optimizer, scheduler, _ = exp_bn_init.recipe(model, args)
     decay, plain, gamma = optimizer.param_groups
