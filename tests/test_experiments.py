@@ -101,6 +101,7 @@ def test_davis_frank_groups_and_start():
     exp_bn_init.start_linear_layers(model, 1)
     model = exp_bn_init.normalise_input(model, data, 0.1)
     common.freeze(model, exp_bn_init.all_but_inputs_beta)
+    common.origin(model).called = "all"
     assert common.trained_as(model) == "all"
     optimizer, scheduler, _ = exp_bn_init.recipe(model, args)
     decay, plain, gamma = optimizer.param_groups
