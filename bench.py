@@ -4,6 +4,7 @@
     python bench.py --depths 14 110 --train bn all --images 2000
     python bench.py --grid --image-size 8              # one process with all threads, or several?
     python bench.py --busy                             # beside programs that keep the cores busy
+    python bench.py --norms bn ln none                 # other normalisations, and none
 
 A plain loop is made ours one part after the other:
 
@@ -57,6 +58,7 @@ from tempfile import TemporaryDirectory
 
 import common  # before torch, which reads what it sets
 from common import changed, flag, number
+import exp_norms
 
 import numpy as np
 import torch
@@ -108,6 +110,17 @@ class Settings(common.Settings):
         record="never",
     )
 
+    norms: list[str] = flag(
+        [],
+        "all parts of the loop instead, with each of these kinds in BatchNorm's place, as "
+        "exp_norms.py names them",
+        exp_norms.kind,
+        several=True,
+        metavar="KIND",
+        record="never",
+    )
+
+    norm: str = "bn"  # that of one measurement
     dataset: str = "cifar10"  # the images are random, the recipe is the paper's
     data: str | None = None
     subset: int | None = None
@@ -247,8 +260,8 @@ def build(args: Settings, parts: tuple[str, ...] | None, workers: int = 0):
     """The loop with these parts on a network and data of its own, at the random start of seed 0;
     without any, `None`, the plain one."""
     data = random_images(args, args.images)
-    model = common.build_model(args, data)
-    common.freeze(model, args.train)
+    model = exp_norms.with_norm(common.build_model(args, data), args.norm)
+    common.freeze(model, args.train if args.norm == "bn" else args.train.replace("bn", "norm"))
     if not parts or "channels_last" not in parts:
         model.to(memory_format=torch.contiguous_format)
     return (
@@ -525,6 +538,22 @@ def share_out(args: Settings, threads: int) -> list[dict]:
     return rows
 
 
+def kinds_of_norm(args: Settings, threads: int) -> list[dict]:
+    """A row per kind of normalisation: all parts of the loop."""
+    found = {}
+    for _, norm in itertools.product(range(args.turns), args.norms):
+        one = args.but(norm=norm)
+        measured = in_processes(1, threads, speed, one, eager_parts(args), 0, WINDOW)
+        found.setdefault(norm, []).extend(measured)
+    first, rows = found[args.norms[0]], []
+    for norm, measured in found.items():
+        pairs = zip(first, measured, strict=True)
+        speedup = statistics.median(a["epoch_s"] / b["epoch_s"] for a, b in pairs)
+        row = {"variant": f"norm {norm}", "processes": 1, "threads_each": threads, "workers": 0}
+        rows.append(medians(measured) | row | {"speedup": speedup})
+    return rows
+
+
 def beside(args: Settings, threads: int) -> list[dict]:
     """A row per neighbours: all parts of the loop, with the threads that a run takes by itself.
     Where these are several, once with the number of rounds that they spin before they sleep as
@@ -578,6 +607,8 @@ def bench(args: Settings) -> int:
         measure, kind = share_out, "-grid"
     elif args.busy:
         measure, kind = beside, "-busy"
+    elif args.norms:
+        measure, kind = kinds_of_norm, "-norms"
     threads = torch.get_num_threads()
     for one in common.grid(args):
         if one.train == "none":

@@ -109,13 +109,14 @@ NETWORKS = {"resnet": common.network, "mlp": mlp, "vit": vit}
 def build(args, data):
     """He-normal weights, γ ~ U[0, 1], β = 0, as everywhere; then --norm in BatchNorm's place."""
     model = common.build_model(args, data, NETWORKS[args.arch])
-    if args.norm != "bn" and args.arch != "vit":
-        exchange(model, args.norm)
-    return model
+    return model if args.arch == "vit" else with_norm(model, args.norm)
 
 
-def exchange(model, norm):
-    """Puts the normalisation `norm` in the place of every BatchNorm, with its γ and β."""
+def with_norm(model, norm):
+    """The network with the normalisation `norm` in the place of every BatchNorm, and its γ and β.
+    Raises UserError for groups that do not fit."""
+    if norm == "bn":
+        return model
     for name, bn in common.norms(model).items():
         channels = bn.num_features
         if norm.startswith("gn:"):
@@ -129,6 +130,7 @@ def exchange(model, norm):
         other = other.to(bn.weight.device)
         other.weight, other.bias = bn.weight, bn.bias
         model.set_submodule(name, other)
+    return model
 
 
 # -------------------------------------------------------------------------------------------- runs

@@ -12,18 +12,32 @@ import pandas as pd
 from report.registry import table
 from report.stats import (
     Difference,
+    accuracy,
     by_interval,
     by_mean,
     by_p,
+    by_seed,
     by_sign,
     one_sample,
     p_value,
     paired,
 )
-from report.sweeps import davis_frank_sweeps, matched, network_label, resnets, sweeps, usual_start
+from report.sweeps import (
+    at_own_rate,
+    davis_frank_sweeps,
+    kind_rank,
+    matched,
+    network_label,
+    of_kinds,
+    resnets,
+    sweeps,
+    usual_start,
+)
 from report.tables import Table
 
-CLAIMS = {  # the papers', in short; "bn" stands for a network of which only γ and β are trained
+# The papers', in short, and from 12 on this collection's own and its followers' (sources in
+# published.csv and in exp_norms.py). "bn": a network of which only γ and β are trained.
+CLAIMS = {
     1: "bn: accuracy rises with depth",
     2: "bn beats as many random parameters",
     3: "bn: depth beats width at equal numbers of parameters",
@@ -35,9 +49,17 @@ CLAIMS = {  # the papers', in short; "bn" stands for a network of which only γ 
     9: "all layers frozen is chance, the mean within ±5",
     10: "the shortcuts hold something back",
     11: "γ and β move further from their start under bn than under all (mean distance)",
+    12: "BatchNorm is nothing special: γ and β of another kind, or of none, do as well, within ±2",
+    13: "features die by their ReLU, and weight decay then takes their γ to zero",
+    14: "LayerNorm's γ and β add the most to a random transformer",
+    15: "biases alone come within ±2 of all",
+    16: "bn beats as many random parameters, each at its own best rate",
 }
 SMALL = 0.01  # of γ
+DEAD = 0.01  # active on a smaller share of the test activations
 negligible = partial(by_interval, margin=0.5)
+as_good = partial(by_interval, margin=2)
+unchanged = partial(by_interval, margin=5)
 chance = partial(by_mean, margin=5)
 
 
@@ -92,6 +114,24 @@ def findings(runs: pd.DataFrame) -> Iterator[Finding]:
     """For each case of a claim and each recipe that has its runs."""
     for title, sweep in sweeps(resnets(usual_start(runs)), "depth", "width", "train"):
         for finding in of_resnets(sweep):
+            yield finding.of(title, sweep)
+    narrow = at_own_rate(of_kinds(runs))
+    for title, sweep in sweeps(narrow[narrow.train == "norm"], "norm", "lr", "depth"):
+        for finding in of_norms(sweep):
+            yield finding.of(title, sweep)
+    decayed = resnets(usual_start(runs)).query("width == 1 and train == 'bn'")
+    for title, sweep in sweeps(decayed, "weight_decay"):
+        for finding in of_weight_decay(sweep):
+            yield finding.of(title, sweep)
+    for title, sweep in sweeps(runs[runs.arch == "vit"], "train"):
+        for finding in of_transformers(sweep):
+            yield finding.of(title, sweep)
+    for title, sweep in sweeps(runs[(runs.arch == "mlp") & (runs.bn == "none")], "train"):
+        for finding in of_biases(sweep):
+            yield finding.of(title, sweep)
+    fair = at_own_rate(resnets(usual_start(runs)).query("width == 1"))
+    for title, sweep in sweeps(fair[fair.train.isin(["bn", "random:2"])], "train", "lr"):
+        for finding in of_fair_rates(sweep):
             yield finding.of(title, sweep)
     before_after = runs[runs.bn.isin(["before", "after"])]
     for title, sweep in sweeps(before_after, "bn", "train"):
@@ -166,6 +206,85 @@ def of_davis_frank(network: str, baseline: pd.DataFrame, others: list) -> Iterat
             yield Finding(8, case, figure, verdict)
 
 
+def of_norms(sweep: pd.DataFrame) -> Iterator[Finding]:
+    """BatchNorm against each other kind at each depth; and whether the gap grows with depth."""
+    cells = dict(list(sweep.groupby(["norm", "depth"])))
+    rates = sweep.groupby("norm").lr.first()
+    for kind in sorted(set(sweep.norm) - {"bn"}, key=kind_rank):
+        depths = sorted(depth for norm, depth in cells if norm == kind and ("bn", depth) in cells)
+        gaps = {depth: gap(cells["bn", depth], cells[kind, depth]) for depth in depths}
+        for depth, differences in gaps.items():
+            if len(differences):
+                figure = Difference.of(differences)
+                case = f"bn − {kind} (rates {rates['bn']:g}, {rates[kind]:g}), depth {depth:g}"
+                yield Finding(12, case, figure, as_good(figure))
+        if len(depths) > 1:
+            low, high = depths[0], depths[-1]
+            growth = (gaps[high] - gaps[low]).dropna()
+            if len(growth):
+                figure = Difference.of(growth)
+                case = f"bn − {kind}: depth {high:g} − depth {low:g}"
+                yield Finding(12, case, figure, as_good(figure))
+
+
+def gap(a: pd.DataFrame, b: pd.DataFrame) -> pd.Series:
+    """Points of accuracy by which the runs `a` are ahead of the runs `b`, for each seed of both."""
+    return (by_seed(a, accuracy) - by_seed(b, accuracy)).dropna()
+
+
+def of_weight_decay(sweep: pd.DataFrame) -> Iterator[Finding]:
+    """γ and β alone without weight decay, against the paper's 1e-4."""
+    cells = dict(list(sweep.groupby("weight_decay")))
+    without, usual = cells.get(0.0), cells.get(1e-4)
+    depth = f"depth {sweep.depth.iloc[0]:g}"
+    figure = paired(without, usual, share_of_dead)
+    if figure:
+        case = f"share of dead features, without − with decay, {depth}"
+        yield Finding(13, case, figure, unchanged(figure))
+    figure = paired(usual, without, lambda run: share_of_small_gammas(run) * half_without(run))
+    if figure:
+        case = f"share of |γ| < 0.01, half of it with decay − without, {depth}"
+        yield Finding(13, case, figure, by_sign(figure))
+
+
+def half_without(run) -> float:
+    return 0.5 if run.weight_decay else 1.0
+
+
+def of_transformers(sweep: pd.DataFrame) -> Iterator[Finding]:
+    """What LayerNorm's γ and β add to the output, against what input and positions add then."""
+    steps = ["output", "norm+output", "norm+output+input", "norm+output+input+position"]
+    accuracies = pd.concat(
+        {word: by_seed(sweep[sweep.train == word], accuracy) for word in steps}, axis=1
+    )
+    gains = accuracies.diff(axis=1)
+    for word, what in zip(steps[2:], ("input", "position"), strict=True):
+        differences = (gains["norm+output"] - gains[word]).dropna()
+        if len(differences):
+            figure = Difference.of(differences)
+            yield Finding(
+                14, f"what norm adds to output − what {what} adds then", figure, by_sign(figure)
+            )
+
+
+def of_biases(sweep: pd.DataFrame) -> Iterator[Finding]:
+    cells = dict(list(sweep.groupby("train")))
+    figure = paired(cells.get("all"), cells.get("bias"))
+    if figure:
+        case = f"all − bias, {network_label(sweep.iloc[0])}"
+        yield Finding(15, case, figure, as_good(figure))
+
+
+def of_fair_rates(sweep: pd.DataFrame) -> Iterator[Finding]:
+    cells = dict(list(sweep.groupby("train")))
+    figure = paired(cells.get("bn"), cells.get("random:2"))
+    if figure:
+        rates = sweep.groupby("train").lr.first()
+        case = f"bn (rate {rates['bn']:g}) − random:2 (rate {rates['random:2']:g})"
+        case += f", depth {sweep.depth.iloc[0]:g}"
+        yield Finding(16, case, figure, by_sign(figure))
+
+
 # ------------------------------------------------------------------------------- values of one run
 
 
@@ -178,6 +297,12 @@ def share_of_small_gammas(run) -> float:
     """Percent of all channels; NaN where γ was not kept."""
     channels = run.record.table("channels")
     return math.nan if channels is None else 100 * (channels.gamma.abs() < SMALL).mean()
+
+
+def share_of_dead(run) -> float:
+    """Percent of the channels that a ReLU follows; NaN where activity was not kept."""
+    channels = run.record.table("channels")
+    return math.nan if channels is None else 100 * (channels.active.dropna() < DEAD).mean()
 
 
 def distance(run, which: str) -> float:

@@ -221,11 +221,11 @@ def best_rates(runs: pd.DataFrame) -> dict[tuple, float]:
 
 def at_own_rate(runs: pd.DataFrame) -> pd.DataFrame:
     """The runs, trained on all images, of each method at its best rate; of a method whose rates
-    were not compared, at the usual one."""
-    chosen, usual = best_rates(runs), USUAL["lr"]
+    were not compared, none."""
+    chosen = best_rates(runs)
     finals = runs[runs.val_fraction == 0]
     methods = zip(finals.norm, finals.train, strict=True)
-    rates = pd.Series([chosen.get(method, usual) for method in methods], finals.index, dtype=float)
+    rates = pd.Series([chosen.get(method) for method in methods], finals.index, dtype=float)
     return finals[finals.lr == rates]
 
 

@@ -422,6 +422,9 @@ def speed(measured):
         grid = case[case.variant == "grid"]
         if len(grid):
             yield Table(f"{title}: processes at once", grid_rows(grid))
+        kinds = case[case.variant.str.startswith("norm ")]
+        if len(kinds):
+            yield Table(f"{threads}: kinds of normalisation", kind_rows(kinds))
         busy = case[case.variant.str.startswith("beside ")]
         if len(busy):
             each = int(busy.threads_each.iloc[0])
@@ -471,6 +474,15 @@ def grid_rows(grid: pd.DataFrame) -> list[dict]:
             "× one process": f"{one.speedup:.2f}",
         }
         rows.append(row)
+    return rows
+
+
+def kind_rows(kinds: pd.DataFrame) -> list[dict]:
+    rows = []
+    for one in kinds.itertuples():
+        row = {"": one.variant.removeprefix("norm "), "epoch (s)": f"{one.epoch_s:.1f}"}
+        row["images/s, training"] = f"{one.train_images_per_s:,.0f}"
+        rows.append(row | {"× the first": f"{one.speedup:.2f}"})
     return rows
 
 

@@ -131,7 +131,11 @@ def test_every_table_and_figure_is_made(capsys):
         pretend(seed, 30, train="bn", dataset="digits-blurred")
         pretend(seed, 40, "norms", train="norm", norm="none", params_trained=1120)
         pretend(seed, 45, "norms", train="norm", norm="none", depth=44, params_trained=3360)
-        pretend(seed, 45, "norms", train="output", norm="ln", arch="vit", depth=6)
+        for kind in (None, "none"):
+            for lr in (0.03, 0.1):
+                tried = {"train": "norm" if kind else "bn", "lr": lr, "norm": kind}
+                pretend(seed, 45, "norms", val_fraction=0.2, val_acc=400 * lr, **tried)
+        pretend(seed, 45, "norms", train="norm+output", norm="ln", arch="vit", depth=6)
         pretend(
             seed,
             50,
@@ -220,6 +224,54 @@ def test_claims_are_judged_by_the_interval_over_paired_seeds():
     for seed in range(3):
         pretend(seed, 16, train="none")
     assert verdicts()["none − chance, depth 14"] == "contradicted"
+
+
+def test_kinds_of_normalisation_are_compared_each_at_its_best_rate():
+    """The best by the validation split: BatchNorm's rate is 0.1, that of `none` 0.3."""
+    for seed in range(3):
+        for kind, best, depths in ((None, 0.1, (90, 92)), ("none", 0.3, (89.5, 70))):
+            train = "norm" if kind else "bn"
+            for lr in (0.1, 0.3):
+                known = {"train": train, "norm": kind, "lr": lr}
+                pretend(seed, 0, "norms", val_fraction=0.2, val_acc=50 + (lr == best), **known)
+                for depth, accuracy in zip((14, 56), depths, strict=True):
+                    reached = accuracy + 0.1 * seed if lr == best else 10
+                    pretend(seed, reached, "norms", depth=depth, **known)
+    found = verdicts()
+    assert found["bn − none (rates 0.1, 0.3), depth 14"] == "confirmed"
+    assert found["bn − none (rates 0.1, 0.3), depth 56"] == "contradicted"
+    assert found["bn − none: depth 56 − depth 14"] == "contradicted"
+
+
+def test_transformers_biases_and_fair_rates_are_judged():
+    steps = {"output": 20, "norm+output": 60, "norm+output+input": 70}
+    steps["norm+output+input+position"] = 71
+    for seed, noise in enumerate((-0.2, 0, 0.2)):
+        for train, accuracy in steps.items():
+            pretend(seed, accuracy + noise, "norms", train=train, arch="vit", norm="ln", depth=6)
+        for train, accuracy in (("all", 97), ("bias", 94)):
+            shape = {"arch": "mlp", "depth": 2, "hidden": "32000", "bn": "none"}
+            pretend(seed, accuracy + noise, "mlp_lenet", train=train, **shape)
+        for train, best in (("bn", 0.1), ("random:2", 0.3)):
+            for lr in (0.1, 0.3):
+                pretend(seed, 0, train=train, lr=lr, val_fraction=0.2, val_acc=50 + (lr == best))
+                pretend(seed, 80 + (lr == best) * (train == "bn") + noise, train=train, lr=lr)
+    found = verdicts()
+    assert found["what norm adds to output − what input adds then"] == "confirmed"
+    assert found["what norm adds to output − what position adds then"] == "confirmed"
+    assert found["all − bias, MLP 32000"] == "contradicted"
+    assert found["bn (rate 0.1) − random:2 (rate 0.3), depth 14"] == "confirmed"
+
+
+def test_why_features_die_is_judged_by_runs_without_weight_decay():
+    """The same channels in both: dead features stay, and small γ do not fall by half."""
+    for seed in range(3):
+        pretend(seed, 50, train="bn")
+        pretend(seed, 50, train="bn", weight_decay=0.0)
+    found = verdicts()
+    assert found["share of dead features, without − with decay, depth 14"] == "confirmed"
+    small = found["share of |γ| < 0.01, half of it with decay − without, depth 14"]
+    assert small in ("contradicted", "open")
 
 
 def test_davis_frank_is_judged_by_a_one_sided_paired_test():
