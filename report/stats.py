@@ -14,8 +14,7 @@ import pandas as pd
 from scipy import stats
 
 LEVEL = 0.95  # of intervals
-SIGNIFICANT = 0.05
-MANY = 10_000  # seeds; more are not named
+MANY = 1_000  # seeds; more are not named
 
 
 class Mean(NamedTuple):
@@ -43,13 +42,13 @@ class Mean(NamedTuple):
 
 class Difference(NamedTuple):
     """Over pairs of equal seed: the mean difference, its 95 % interval, the number of pairs, and
-    about how many would decide its sign if mean and deviation stayed as they are."""
+    their sample standard deviation (NaN of one)."""
 
     mean: float
     low: float
     high: float
     pairs: int
-    needed: float
+    sd: float
 
     @classmethod
     def of(cls, differences: pd.Series) -> Difference:
@@ -58,9 +57,7 @@ class Difference(NamedTuple):
             return cls(mean, -math.inf, math.inf, pairs, math.nan)
         with warnings.catch_warnings(action="ignore"):  # equal differences have no t, but a mean
             interval = stats.ttest_1samp(differences, 0).confidence_interval(LEVEL)
-        half = (interval.high - interval.low) / 2
-        needed = pairs * (half / mean) ** 2 if mean else math.inf
-        return cls(mean, interval.low, interval.high, pairs, needed)
+        return cls(mean, interval.low, interval.high, pairs, differences.std())
 
     def __str__(self):
         digits = 1 if abs(self.mean) >= 1 else 2
@@ -104,15 +101,17 @@ def one_sample(runs: pd.DataFrame | None, value: Callable) -> Difference | None:
     return Difference.of(values) if len(values) else None
 
 
-def p_value(a: pd.DataFrame, b: pd.DataFrame) -> float:
-    """Of the one-sided paired t-test that the runs `a` are more accurate than the runs `b`; NaN of
-    fewer than three pairs."""
+def p_values(a: pd.DataFrame, b: pd.DataFrame) -> tuple[float, float]:
+    """Of the paired t-tests that the runs `a` are more accurate than the runs `b`, one-sided, and
+    that they differ, two-sided; NaN of fewer than three pairs."""
     accuracies = [by_seed(runs, accuracy) for runs in (a, b)]
     pairs = pd.concat(accuracies, axis=1, join="inner")
     if len(pairs) < 3:
-        return math.nan
+        return math.nan, math.nan
+    columns = pairs.iloc[:, 0], pairs.iloc[:, 1]
     with warnings.catch_warnings(action="ignore"):  # equal differences have no t
-        return stats.ttest_rel(pairs.iloc[:, 0], pairs.iloc[:, 1], alternative="greater").pvalue
+        one = stats.ttest_rel(*columns, alternative="greater").pvalue
+        return one, stats.ttest_rel(*columns).pvalue
 
 
 def p_text(p: float) -> str:
@@ -126,44 +125,90 @@ def comparisons(number: int) -> str:
 # ---------------------------------------------------------------------------------------- verdicts
 
 
-def by_sign(difference: Difference) -> str:
-    """On the claim that the difference is above zero, by the side on which its interval lies."""
-    if difference.pairs < 2:
-        return "open (1 seed)"
-    if difference.low > 0:
-        return "confirmed"
-    if difference.high < 0:
-        return "contradicted"
-    if difference.needed < MANY:
-        return f"open (about {math.ceil(difference.needed):,} seeds would decide)"
-    return "open"
+class Claim(NamedTuple):
+    """What is claimed of a difference: that it is above zero; or, with a margin, that it is at most
+    so far away from zero. Both are judged by two one-sided tests at 2.5 % each, which is to say by
+    the side of zero on which its 95 % interval lies, or by whether this lies within ±margin or
+    wholly outside."""
+
+    margin: float | None = None
+
+    def p_values(self, difference: Difference) -> tuple[float, float]:
+        """Of what speaks for the claim, and of what speaks against it; NaN of one pair."""
+        if difference.pairs < 2:
+            return math.nan, math.nan
+        if self.margin is None:
+            return above(difference, 0), below(difference, 0)
+        inside = max(above(difference, -self.margin), below(difference, self.margin))
+        outside = min(above(difference, self.margin), below(difference, -self.margin))
+        return inside, outside
+
+    def seeds_to_decide(self, difference: Difference) -> int | None:
+        """The least number of pairs whose interval would decide if mean and deviation stayed as
+        they are; None of more than MANY."""
+        for n in range(2, MANY):
+            half = stats.t.ppf((1 + LEVEL) / 2, n - 1) * difference.sd / math.sqrt(n)
+            distance = abs(difference.mean)
+            if self.margin is not None:
+                distance = abs(distance - self.margin)
+            if half < distance:
+                return n
+        return None
 
 
-def by_interval(difference: Difference, margin: float) -> str:
-    """On the claim that the difference is at most `margin` away from zero, by whether its interval
-    lies within or wholly outside."""
-    if difference.pairs < 2:
-        return "open (1 seed)"
-    if -margin <= difference.low and difference.high <= margin:
-        return "confirmed"
-    if difference.low > margin or difference.high < -margin:
-        return "contradicted"
-    return "open"
+def above(difference: Difference, bound: float) -> float:
+    """The p-value of the one-sided t-test that the mean difference lies above `bound`."""
+    spread, distance = difference.sd / math.sqrt(difference.pairs), difference.mean - bound
+    if not spread:  # equal differences
+        return 0.0 if distance > 0 else 1.0
+    return float(stats.t.sf(distance / spread, difference.pairs - 1))
 
 
-def by_mean(difference: Difference, margin: float) -> str:
-    """On the claim that the mean is at most `margin` away from zero."""
-    return "confirmed" if abs(difference.mean) <= margin else "contradicted"
+def below(difference: Difference, bound: float) -> float:
+    return above(difference._replace(mean=-difference.mean), -bound)
 
 
-def by_p(p: float, number: int) -> str:
-    """On the claim that the difference is above zero, by the p-value of a one-sided test that is
-    one of `number`."""
-    if math.isnan(p):
-        return f"open ({p_text(p)})"
-    verdict = "open"
-    if p <= SIGNIFICANT:
-        verdict = "confirmed"
-    elif p >= 1 - SIGNIFICANT:
-        verdict = "contradicted"
-    return f"{verdict} (one-sided p = {p_text(p)}, {comparisons(number)})"
+def holm(p_values: list[float]) -> list[float]:
+    """Adjusted for their number (Holm, 1979); those that are NaN do not count."""
+    known = sorted((p, i) for i, p in enumerate(p_values) if not math.isnan(p))
+    adjusted, largest = list(p_values), 0.0
+    for rank, (p, i) in enumerate(known):
+        largest = max(largest, min(1.0, p * (len(known) - rank)))
+        adjusted[i] = largest
+    return adjusted
+
+
+def judge(cases: list[tuple[Claim, Difference]], level: float = (1 - LEVEL) / 2) -> list[str]:
+    """A verdict on each case of one claim, corrected for the number of cases by Holm."""
+    both = [claim.p_values(difference) for claim, difference in cases]
+    supporting, opposing = (holm([pair[side] for pair in both]) for side in (0, 1))
+    verdicts = []
+    for (claim, difference), p, adjusted, against in zip(
+        cases, both, supporting, opposing, strict=True
+    ):
+        if difference.pairs < 2:
+            verdicts.append("open (1 seed)")
+        elif adjusted <= level:
+            verdicts.append("confirmed")
+        elif against <= level:
+            verdicts.append("contradicted")
+        elif min(p) <= level:
+            alone = KINDS[p.index(min(p))]
+            verdicts.append(f"open (alone {alone}, but one of {len(cases)} cases)")
+        else:
+            needed = claim.seeds_to_decide(difference)
+            verdicts.append(f"open (about {needed} seeds would decide)" if needed else "open")
+    return verdicts
+
+
+def summary(verdicts: list[str]) -> str:
+    """Of all cases of a claim."""
+    kinds = {kind: sum(verdict.startswith(kind) for verdict in verdicts) for kind in KINDS}
+    for kind, count in kinds.items():
+        if count == len(verdicts):
+            return kind
+    parts = [f"{kind} in {count}" for kind, count in kinds.items() if count]
+    return f"{', '.join(parts)} of {len(verdicts)} cases"
+
+
+KINDS = ("confirmed", "contradicted", "open")

@@ -195,12 +195,13 @@ def by_start(sweep: pd.DataFrame) -> list[tuple[tuple, pd.DataFrame]]:
 
 def matched(sweep: pd.DataFrame) -> Iterator[tuple[pd.DataFrame, pd.DataFrame]]:
     """Pairs of cells in which γ and β alone are trained, deep ones of width 1 and wide ones of
-    depth 14: the deepest with no more of these parameters, whose number rises in steps of 448."""
+    depth 14: with as many of these parameters, whose number rises with depth in steps of 448, or
+    else the nearest with fewer, and the nearest with more."""
     bn = sweep[sweep.train == "bn"]
     for _, wide in cells(bn[(bn.depth == 14) & (bn.width > 1)], "width"):
-        fewer = wide.params_trained.iloc[0] - bn.params_trained
-        deep = bn[(bn.width == 1) & (fewer >= 0) & (fewer < 448)]
-        if len(deep):
+        more = bn.params_trained - wide.params_trained.iloc[0]
+        near = bn[(bn.width == 1) & (more.abs() < 448)]
+        for _, deep in cells(near, "params_trained"):
             yield deep, wide
 
 

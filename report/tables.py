@@ -14,7 +14,7 @@ from typing import NamedTuple
 import pandas as pd
 
 from report.registry import table
-from report.stats import Difference, Mean, comparisons, p_text, p_value, paired, signed
+from report.stats import Difference, Mean, comparisons, p_text, p_values, paired, signed
 from report.sweeps import (
     START,
     beside,
@@ -298,12 +298,15 @@ def davis_frank(runs):
     accuracy at the best validation epoch."""
     for title, _, baseline, others in davis_frank_sweeps(runs):
         first = {"γ at the start": 1.0, "c": 1.0, "input": "dataset"}
-        rows = [first | {ACCURACY: Mean.of(baseline), "gain": None, "p": ""}]
+        rows = [first | {ACCURACY: Mean.of(baseline), "gain": None}]
+        rows[0] |= {"p": "", "p, two-sided": ""}
         for setting, cell in others:
+            one_sided, two_sided = p_values(cell, baseline)
             row = dict(zip(first, setting, strict=True)) | {
                 ACCURACY: Mean.of(cell),
                 "gain": paired(cell, baseline),
-                "p": p_text(p_value(cell, baseline)),
+                "p": p_text(one_sided),
+                "p, two-sided": p_text(two_sided),
             }
             rows.append(row)
         note = (

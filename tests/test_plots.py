@@ -2,6 +2,7 @@
 user adds to it."""
 
 import functools
+import math
 import re
 import shutil
 import subprocess
@@ -15,7 +16,7 @@ import scipy.stats
 
 import exp_mlp_lenet
 import plots
-from report import figures, registry, runs, sweeps, tables
+from report import figures, registry, runs, stats, sweeps, tables
 from tests.helpers import GRID, HERE, environment, rows, run, the_csv
 
 
@@ -210,13 +211,10 @@ def test_claims_are_judged_by_the_interval_over_paired_seeds():
         found["bn − random:2, depth 14"] == "confirmed"
         and found["bn+shortcut − bn, depth 14"] == "contradicted"
     )
-    assert found["depth 44 − width 3"].startswith(
-        "open (about 19 seeds"
-    )  # −1 ± 2.5: (4.303 · 1 / 1)²
-    assert (
-        found["all − all-bn, depth 14"] == "open"
-        and found["none − chance, depth 14"] == "confirmed"
-    )
+    # s = |d| = 1: t(6 degrees) / √7 is the first below 1.
+    assert found["depth 44 − width 3"] == "open (about 7 seeds would decide)"
+    assert found["all − all-bn, depth 14"] == "open"
+    assert found["none − chance, depth 14"] == "confirmed"
     table = pd.read_csv("out/tables/claims.csv").set_index("case")
     assert table.loc[
         "bn − random:2, depth 14", ["ours: low", "ours: high", "seeds"]
@@ -294,7 +292,39 @@ def test_davis_frank_is_judged_by_a_one_sided_paired_test():
             )
     (verdict,) = verdicts().values()
     p = scipy.stats.ttest_1samp([1, 2, 1.5], 0, alternative="greater").pvalue
-    assert verdict == f"confirmed (one-sided p = {p:.3g}, 2 comparisons)"
+    assert verdict == f"confirmed (one-sided p = {p:.3g}, two-sided {2 * p:.3g}, 2 comparisons)"
+
+
+def difference(*values) -> stats.Difference:
+    return stats.Difference.of(pd.Series(values, dtype=float))
+
+
+def test_a_range_is_judged_by_the_interval_and_one_seed_by_nothing():
+    judged = [difference(*values) for values in ((1, 2, 3), (8, 9, 10), (4, 5, 6), (0.0,))]
+    verdicts = [stats.judge([(stats.Claim(5), one)])[0] for one in judged]
+    assert verdicts == ["confirmed", "contradicted", "open", "open (1 seed)"]
+    # 2 ± 4.303 · 1 / √3 lies within 5; 4.5 needs a half-width of 0.5: t(17) · 1 / √18 = 0.497
+    assert stats.Claim(5).seeds_to_decide(difference(3.5, 4.5, 5.5)) == 18
+
+
+def test_the_cases_of_a_claim_are_corrected_by_holm():
+    # as R's p.adjust(c(0.01, 0.04, 0.03, 0.005), "holm")
+    assert stats.holm([0.01, 0.04, 0.03, 0.005]) == pytest.approx([0.03, 0.06, 0.06, 0.02])
+    assert stats.holm([0.02, math.nan]) == pytest.approx([0.02, math.nan], nan_ok=True)
+    weak = difference(0.9, 2.0, 1.1, 0.3, 0.6)
+    assert stats.judge([(stats.Claim(), weak)]) == ["confirmed"]
+    alone = "open (alone confirmed, but one of 3 cases)"
+    assert stats.judge([(stats.Claim(), weak)] * 3) == [alone] * 3
+
+
+def test_a_deep_network_with_fewer_parameters_decides_for_depth_alone():
+    for seed, noise in enumerate((-0.1, 0, 0.1)):
+        pretend(seed, 60, train="bn", width=4, params_trained=4480)
+        pretend(seed, 50 + noise, train="bn", depth=56, params_trained=4256)
+        pretend(seed, 50 + noise, train="bn", depth=62, params_trained=4704)
+    found = verdicts()
+    assert found["depth 56 − width 4 (deep has 224 fewer)"] == "open"
+    assert found["depth 62 − width 4 (deep has 224 more)"] == "contradicted"
 
 
 def test_the_figure_of_depths_is_of_a_recipe_that_has_several():
@@ -632,14 +662,14 @@ def test_what_a_user_runs_changes_no_tracked_file():
     assert does("git", "status", "--porcelain") == ""
 
 
-def test_the_numbers_in_the_readme_are_those_of_the_tables():
-    """In its section on results every row of a table stands in tables/, and every number with a
-    decimal point there or in the CSVs that it speaks of."""
+def test_the_numbers_in_readme_and_docs_are_those_of_the_tables():
+    """Every row of a table of findings and speed stands in evidence/tables/, and every number with
+    a decimal point there or in the CSVs that it speaks of."""
     readme = (HERE / "README.md").read_text(encoding="utf-8")
-    results = readme[readme.index("## Results") : readme.index("## Copy a script")].splitlines()
-    tables = "\n".join(
-        path.read_text(encoding="utf-8") for path in (HERE / "evidence/tables").glob("*.md")
-    )
+    said = [readme[readme.index("## What holds") : readme.index("## CIFAR-10")]]
+    said += [(HERE / "docs" / name).read_text(encoding="utf-8") for name in DOCS]
+    made = sorted((HERE / "evidence/tables").glob("*.md"))
+    tables = "\n".join(path.read_text(encoding="utf-8") for path in made)
     precision = pd.read_csv(HERE / "evidence/digits/epochs.csv.gz", low_memory=False).query(
         "experiment == 'bn_only' and train == 'bn' and epochs == 60"
     )
@@ -648,12 +678,15 @@ def test_the_numbers_in_the_readme_are_those_of_the_tables():
         *(f"{seconds:.3f}" for seconds in precision.groupby("precision").seconds.median()),
         precision.torch.iloc[0].rpartition(".")[0],
     }
-    rows = [
-        line for line in results if line.startswith("|") and "![" not in line and line != "| | |"
-    ]
-    prose = [line for line in results if not line.startswith(("|", "    "))]
+    lines = "\n".join(said).splitlines()
+    rows = [line for line in lines if line.startswith("|") and "![" not in line and line != "| | |"]
+    prose = " ".join(line for line in lines if not line.startswith(("|", "    ")))
     assert len(rows) > 30 and not set(rows) - set(tables.splitlines())
-    assert not set(re.findall(r"(?<![\w.])\d+\.\d+(?![\w.]*\w)", " ".join(prose))) - known
+    assert not set(re.findall(r"(?<![\w.])\d+\.\d+(?![\w.]*\w)", prose)) - known
+    assert len(readme.encode()) <= 10_000
+
+
+DOCS = ("findings.md", "speed.md")
 
 
 def test_plots_need_no_torch():
