@@ -30,12 +30,15 @@ import itertools
 import math
 import sys
 from dataclasses import dataclass
+from functools import partial
 
 import common  # before torch, which reads what it sets
 from common import UserError, changed, flag, number
 
+import torch
 from torch import nn
 
+from harness.inside import activity
 from harness.norms import Calibrated, RMSNorm, ScaleShift, calibrate
 from harness.zoo import VisionTransformer
 
@@ -86,6 +89,12 @@ class Settings(common.Settings):
         metavar="UNITS",
     )
     norm: str = flag("bn", "bn, gn:G, ln, in, rms, calibrated, none", kind, metavar="KIND")
+    watch: bool = flag(
+        False,
+        "measure after every epoch, too, the shares of |γ| < 0.01 and of dead features, whose ReLU "
+        "is active on less than 1 %% of the test activations",
+        record="never",
+    )
 
 
 # ---------------------------------------------------------------------------------------- networks
@@ -143,7 +152,19 @@ def run(args):
         images, _ = next(data.training_batches(args.seed, 1, args.batch_size, args.augment))
         calibrate(model, lambda: common.forward(model, images, args))
     common.freeze(model, args.train)  # "norm": all but γ and β keep their random start
-    return common.fit(model, data, args)
+    also = partial(shares, data=data, args=args) if args.watch else None
+    return common.fit(model, data, args, also=also)
+
+
+def shares(model, data, args):
+    """Percent of the γ that are small, and of the features that are dead."""
+    norms = common.norms(model)
+    gammas = torch.cat([norm.weight.detach().flatten().abs() for norm in norms.values()])
+    test = partial(common.evaluate, model, data, "test", args)
+    active = activity(model, norms, test, len(data.labels["test"]))
+    active = torch.cat([*active.values(), torch.empty(0, device=gammas.device)])
+    small, dead = (gammas < 0.01).float().mean(), (active < 0.01).float().mean()
+    return {"small_gammas": 100 * small.item(), "dead": 100 * dead.item()}
 
 
 def compare(args):

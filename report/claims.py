@@ -36,8 +36,9 @@ from report.sweeps import (
 )
 from report.tables import Table
 
-# The papers', in short, and from 12 on this collection's own and its followers' (sources in
-# published.csv and in exp_norms.py). "bn": a network of which only γ and β are trained.
+# The papers', in short, and from 12 on this collection's own and its followers'. "bn": a network of
+# which only γ and β are trained. Giannou et al. 2023 speak of normalisation layers in general; the
+# reviewers of Burkholz 2024 asked where "batch" comes in.
 CLAIMS = {
     1: "bn: accuracy rises with depth",
     2: "bn beats as many random parameters",
@@ -50,10 +51,10 @@ CLAIMS = {
     9: "all layers frozen is chance, the mean within ±5",
     10: "the shortcuts hold something back",
     11: "γ and β move further from their start under bn than under all (mean distance)",
-    12: "BatchNorm is nothing special: γ and β of another kind, or of none, do as well, within ±2",
-    13: "features die by their ReLU, and weight decay then takes their γ to zero",
-    14: "LayerNorm's γ and β add the most to a random transformer",
-    15: "biases alone come within ±2 of all",
+    12: "γ and β of another normalisation, or of none, do as well as BatchNorm's, within ±2",
+    13: "features die by their ReLU; weight decay then takes their γ to zero",
+    14: "LayerNorm's γ and β add the most to a random transformer (Lu et al. 2021)",
+    15: "biases alone come within ±2 of all (Williams et al. 2025)",
     16: "bn beats as many random parameters, each at its own best rate",
 }
 SMALL = 0.01  # of γ

@@ -52,6 +52,7 @@ LOOKS = (  # of the words in TRAIN, in that order
     ("#0072B2", "X", ":"),
     ("#888888", "*", ":"),
 )
+PALETTE = [colour for colour, _, _ in LOOKS]
 LOOK = dict(zip(TRAIN, LOOKS, strict=True))
 RANDOM = ("#332288", "p", "-.")  # random:K
 OTHER = ("#666666", ".", "-")  # a user's
@@ -258,7 +259,7 @@ def accuracy_depth(runs):
     if not lines:
         return None
     sweep = labelled(pd.concat(lines))
-    papers = published(runs.dataset.iloc[0]).query("width == 1")
+    papers = published(runs.dataset.iloc[0]).query("arch == 'resnet' and width == 1")
     ours = [line for line in lines if not of_users(line).all()]
     others = dict(pair for line in ours for pair in beside(runs, line))
     if sweep.depth.nunique() < 2 and papers.empty and not others:
@@ -428,6 +429,33 @@ def small_gammas(runs):
         _, label = of_train(sweep, train)
         style = look(train) | {"marker": "", "linestyle": dashes}
         draw_line(axis, layers, Mean.of_rows(shares), label, **style)
+    axis.set(ylim=(0, None))
+    legend_below(axis)
+    return figure
+
+
+@figure("exp_norms.py --dataset digits --norm bn --weight-decay 0 --watch --seeds 0 1 2")
+def dead_features(runs):
+    """Epoch by epoch, the share of features that are dead, active on less than 1 % of the test
+    activations, and of |γ| < 0.01, with and without weight decay."""
+    if not {"dead", "small_gammas"} <= set(runs):
+        return None
+    watched = resnets(usual_start(runs[runs.dead.notna()])).query("train == 'bn'")
+
+    def size(sweep: pd.DataFrame) -> tuple:
+        return sweep.weight_decay.nunique(), sweep.epochs.max(), sweep.seed.nunique()
+
+    chosen = choose(sweeps(watched, "weight_decay"), size)
+    if chosen is None:
+        return None
+    figure, (axis,) = panel(chosen.title, "epoch", "share of channels (%)")
+    for (decay, cell), colour in zip(cells(chosen.sweep, "weight_decay"), PALETTE, strict=False):
+        for column, what, dashes in (("dead", "dead", "-"), ("small_gammas", "|γ| < 0.01", "--")):
+            curves = [record.epochs.set_index("epoch")[column] for record in cell.record]
+            curves = pd.concat(curves, axis=1)
+            label = f"{what}, weight decay {decay:g} ({seeds(cell)})"
+            style = {"color": colour, "linestyle": dashes}
+            draw_line(axis, curves.index, Mean.of_rows(curves), label, **style)
     axis.set(ylim=(0, None))
     legend_below(axis)
     return figure

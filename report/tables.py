@@ -263,13 +263,16 @@ def validated(cell: pd.DataFrame) -> Mean | str:
 
 @table("exp_norms.py --dataset digits --arch vit --train output output+norm --seeds 0 1 2 3 4")
 def transformer(runs):
-    """A vision transformer, of which more and more is trained."""
+    """A vision transformer, of which more and more is trained, beside Lu et al.'s random GPT-2."""
     for title, sweep in sweeps(runs[runs.arch == "vit"], "train"):
+        papers = published(sweep.dataset.iloc[0]).query("arch == 'gpt2'")
+        theirs = dict(zip(papers.train, papers.value, strict=True))
         rows = []
         for train in sorted(set(sweep.train), key=rank):
             cell = sweep[sweep.train == train]
             row = {"trained": train, "parameters": trained_parameters(cell)}
-            rows.append(row | {ACCURACY: Mean.of(cell)})
+            row |= {ACCURACY: Mean.of(cell)}
+            rows.append(row | ({"Lu et al. 2021": theirs.get(train)} if theirs else {}))
         rows.sort(key=lambda row: row["parameters"])
         yield Table(title, rows)
 

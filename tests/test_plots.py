@@ -75,13 +75,16 @@ def template() -> tuple[pd.DataFrame, dict[str, bytes]]:
     return pd.read_csv(csv).assign(subset="all", batch_size=128), beside
 
 
-def pretend(seed, test_acc, folder="bn_only", **settings) -> Path:
+def pretend(seed, test_acc, folder="bn_only", measured=None, **settings) -> Path:
     """A run's records with these settings and this accuracy, made from those of a real one; columns
-    that are None it does not have."""
+    that are None it does not have. What an experiment alone has `measured` stands behind the
+    seconds."""
     epochs, beside = template()
     name = "-".join(map(str, [seed, *settings.values()]))
     table = epochs.assign(experiment=folder, run=name, seed=seed, test_acc=test_acc, **settings)
     table = table.drop(columns=[column for column, value in settings.items() if value is None])
+    for column, value in (measured or {}).items():
+        table.insert(table.columns.get_loc("seconds") + 1, column, value)
     path = Path("results", folder, f"{name}.csv")
     path.parent.mkdir(parents=True, exist_ok=True)
     table.to_csv(path, index=False)
@@ -130,6 +133,8 @@ def test_every_table_and_figure_is_made(capsys):
         pretend(seed, 50, train="bn", schedule="cosine")
         pretend(seed, 50, train="bn", precision="bf16")
         pretend(seed, 30, train="bn", dataset="digits-blurred")
+        watched = {"dead": 10.0 + seed, "small_gammas": 1.0}
+        pretend(seed, 40, train="bn", weight_decay=0.0, measured=watched)
         pretend(seed, 40, "norms", train="norm", norm="none", params_trained=1120)
         pretend(seed, 45, "norms", train="norm", norm="none", depth=44, params_trained=3360)
         for kind in (None, "none"):

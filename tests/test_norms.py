@@ -1,0 +1,174 @@
+"""exp_norms.py: other normalisations and none, a transformer, biases."""
+
+from functools import partial
+from pathlib import Path
+
+from tests.helpers import GRID, SMALL, arguments, rows, the_csv
+import pytest
+import torch
+import torch.nn.functional as F
+
+import common
+from harness.norms import Calibrated, calibrate
+from harness.parts import parts
+import exp_bn_only
+import exp_norms
+import predict
+
+
+def network(norm: str, *words):
+    args = arguments("--depth", 14, *words)
+    data = common.load_data(args)
+    return exp_norms.with_norm(common.build_model(args, data), norm), data, args
+
+
+def test_every_kind_end_to_end_and_once(capsys):
+    words = [*GRID, "--train", "norm", "--seeds", "0", "1"]
+    assert exp_norms.main(words) == 0
+    first = capsys.readouterr().out
+    found = [rows(path)[0] for path in Path("results/norms").glob("*[0-9a-f].csv")]
+    assert len(found) == 14 and {row["params_trained"] for row in found} == {"672"}
+    assert {row.get("norm", "bn") for row in found} == {"bn", *exp_norms.KINDS, "gn:4"}
+    assert {row["train"] for row in found} == {"bn", "norm"}
+    assert all(f", {kind}, rate 0.1" in first for kind in ("bn", "gn:4", "rms", "none"))
+    assert exp_norms.main(words) == 0 and "14 finished, 0 to make" in capsys.readouterr().out
+
+
+def test_batchnorm_here_is_that_of_the_other_scripts():
+    assert exp_norms.main([*GRID, "--norm", "bn"]) == 0
+    assert exp_bn_only.main(GRID) == 0
+    here, there = (next(Path("results", e).glob("*[0-9a-f].csv")) for e in ("norms", "bn_only"))
+    assert here.name == there.name
+    assert [row | {"experiment": "bn_only"} for row in rows(here)] == rows(there)
+
+
+def test_all_kinds_have_the_same_random_weights_and_scales():
+    usual = dict(network("bn")[0].named_parameters())
+    for norm in ("gn:4", "ln", "in", "rms", "calibrated", "none"):
+        model, *_ = network(norm)
+        assert not any(isinstance(m, torch.nn.BatchNorm2d) for m in model.modules())
+        found = dict(model.named_parameters())
+        assert set(found) == set(usual)
+        assert all(torch.equal(found[name], usual[name]) for name in usual)
+
+
+def test_kinds_calculate_what_they_are_called():
+    x = torch.randn(6, 8, 4, 4) * 3 + 1
+    gamma, beta = torch.rand(8), torch.randn(8)
+
+    def of(layer):
+        layer.weight.data, layer.bias.data = gamma.clone(), beta.clone()
+        return layer(x)
+
+    def scaled(y):
+        return y * gamma[:, None, None] + beta[:, None, None]
+
+    everything = (1, 2, 3)
+    square = x.pow(2).mean(everything, keepdim=True)
+    variance, mean = torch.var_mean(x, everything, correction=0, keepdim=True)
+    expected = {
+        "none": scaled(x),
+        "rms": scaled(x / (square + 1e-5).sqrt()),
+        "ln": scaled((x - mean) / (variance + 1e-5).sqrt()),
+    }
+    for name, y in expected.items():
+        assert torch.allclose(of(exp_norms.KINDS[name](8)), y, atol=1e-5), name
+    layer = Calibrated(8)
+    calibrate(layer, partial(layer, x))
+    assert torch.allclose(of(layer), F.batch_norm(x, None, None, gamma, beta, True), atol=1e-5)
+
+
+def test_a_calibrated_network_is_batchnorms_on_the_first_batch_and_constant_afterwards():
+    usual, data, args = network("bn")
+    model, *_ = network("calibrated")
+    (x, _), (other, _) = list(data.training_batches(0, 1, 75, "none"))[:2]
+    calibrate(model, partial(common.forward, model, x, args))
+    with torch.no_grad():
+        assert torch.allclose(model(x), usual.train()(x), atol=1e-4)
+        assert not torch.allclose(model(other), usual(other), atol=1e-2)
+        assert torch.allclose(model(other)[:1], model(other[:1]), atol=1e-5)
+
+
+def test_without_normalisation_training_and_testing_are_the_same():
+    model, data, args = network("none")
+    x, _ = next(data.training_batches(0, 1, 50, "none"))
+    with torch.no_grad():
+        assert torch.equal(model.train()(x), model.eval()(x))
+        assert torch.allclose(model(x)[:1], model(x[:1]), atol=1e-5)
+
+
+@pytest.mark.parametrize("norm", ["calibrated", "rms", "gn:2"])
+def test_a_run_goes_on_to_the_same_digits_and_predict_opens_it(norm, capsys):
+    words = [*GRID, "--epochs", "3", "--norm", norm]
+    places = [["--results", name, "--checkpoints", name] for name in ("whole", "stopped")]
+    assert exp_norms.main([*words, *places[0]]) == 0
+    for _ in range(3):
+        exp_norms.main([*words, *places[1], "--time-limit", "1e-9"])
+    assert rows(the_csv("whole")) == rows(the_csv("stopped"))
+    (path,) = Path("whole").rglob("*.pt")
+    capsys.readouterr()
+    assert predict.main([str(path), "--dataset", "digits", "--device", "cpu"]) == 0
+    assert f"{float(rows(the_csv('whole'))[-1]['test_acc']):.2f} % of" in capsys.readouterr().out
+
+
+def test_a_transformers_parts():
+    args = arguments().but(arch="vit", depth=6, width=1)
+    model = exp_norms.build(args, common.load_data(args))
+    sizes = {part: sum(p.numel() for p in of.values()) for part, of in parts(model).items()}
+    assert (sizes["gamma"], sizes["beta"], sizes["position"]) == (1664, 1664, 16 * 128)
+    assert sizes["input"] == 128 * 4 + 128 and sizes["output"] == 1290
+    weights = [layer.self_attn.in_proj_weight for layer in model.encoder.layers]
+    assert not torch.equal(weights[0], weights[1])  # PyTorch copies one layer
+    common.freeze(model, "output+norm+input+position")
+    assert common.trained_as(model) == "norm+output+input+position"
+    common.freeze(model, "random:2")  # as many as the LayerNorms'
+    assert common.count_parameters(model)[0] == 2 * 1664
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        "--arch vit --depth 1 --train output norm+output input+position",
+        "--arch mlp --hidden 32 --norm none bn --train bias norm",
+    ],
+)
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+def test_transformers_and_mlps_train_what_they_say(words, precision):
+    if precision == "bf16" and not common.speed.has_bf16(torch.device("cpu")):
+        pytest.skip("this processor has no bf16")
+    small = [word for word in SMALL if word not in ("--depth", "8", "--precision", "fp32")]
+    assert exp_norms.main([*small, "--quiet", "--precision", precision, *words.split()]) == 0
+    found = [rows(path)[-1] for path in Path("results/norms").glob("*[0-9a-f].csv")]
+    assert all(row["status"] == "ok" and len(row["test_acc"]) for row in found)
+    trained = {row["train"]: int(row["params_trained"]) for row in found}
+    assert trained in (
+        {"output": 1290, "norm+output": 1290 + 6 * 128, "input+position": 640 + 2048},
+        {"bias": 42, "norm": 64, "bn": 64},
+    )
+
+
+def test_the_share_of_dead_features_is_measured_after_every_epoch(capsys):
+    assert exp_norms.main([*GRID, "--epochs", "2", "--norm", "bn", "--watch"]) == 0
+    first, last = rows(the_csv())
+    assert 0 <= float(first["dead"]) <= 100 and 0 <= float(last["small_gammas"]) <= 100
+
+
+@pytest.mark.parametrize(
+    "words, says",
+    [
+        ("--norm gn:3", "give a divisor of 16"),
+        ("--norm gn:0", "from 1"),
+        ("--norm batch", "gn:G"),
+        ("--arch vit --norm bn", "LayerNorm"),
+        ("--arch mlp --depth 3", "--hidden"),
+        ("--arch mlp --norm in", "hidden layer"),
+        ("--hidden 32", "of an mlp"),
+        ("--train position", "'position' is no part"),
+    ],
+)
+def test_what_does_not_fit_is_one_line(words, says, capsys):
+    small = [word for word in GRID if word not in ("--depth", "8")]
+    code = exp_norms.main([*small, *words.split()])
+    err = capsys.readouterr().err
+    assert code == 2 or "failed: " in err
+    assert says in err and "Traceback" not in err
