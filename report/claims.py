@@ -61,6 +61,8 @@ SMALL = 0.01  # of γ
 DEAD = 0.01  # active on a smaller share of the test activations
 THIRD = 100 / 3  # percent of the features that the paper finds switched off
 AT_THE_END = (4, 5, 13)  # claims about what training ends at
+SEEDS = {6: 10, 8: 10}  # fixed beforehand, from now on; five for the others
+ADDED = (6, 8)  # whose last five were made while the first five left the claim open
 ONE_SIDED = (8,)  # by the authors' own test
 ABOVE = Claim()
 NEGLIGIBLE, AS_GOOD, CLOSE = Claim(0.5), Claim(2), Claim(5)  # points
@@ -145,7 +147,15 @@ def verdicts_on(found: list[Finding]) -> list[str]:
         other = {"for": "contradicted", "against": "confirmed"}.get(finding.decides)
         if verdict == other:
             verdict = "open"
-        shown.append(f"{verdict} ({finding.remark})" if finding.remark else verdict)
+        remarks = [finding.remark] if finding.remark else []
+        fixed = SEEDS.get(finding.claim, 5)
+        if finding.figure.pairs > fixed:
+            remarks.append(f"{fixed} seeds were fixed beforehand, the others added later")
+        elif finding.claim in ADDED and finding.figure.pairs == fixed:
+            remarks.append("the last five seeds were added while it was open")
+        word, _, why = verdict.removesuffix(")").partition(" (")
+        reasons = "; ".join(filter(None, [why, *remarks]))
+        shown.append(f"{word} ({reasons})" if reasons else word)
     return shown
 
 
@@ -176,8 +186,8 @@ def findings(runs: pd.DataFrame) -> Iterator[Finding]:
     for title, sweep in sweeps(before_after, "bn", "train"):
         for finding in of_mlps(sweep):
             yield finding.of(title, sweep)
-    for title, sweep, baseline, others in davis_frank_sweeps(runs):
-        for finding in of_davis_frank(network_label(sweep.iloc[0]), baseline, others):
+    for title, sweep, baselines, others in davis_frank_sweeps(runs):
+        for finding in of_davis_frank(network_label(sweep.iloc[0]), baselines, others):
             yield finding.of(title, sweep)
 
 
@@ -229,9 +239,20 @@ def cases_of_depth(cells: dict[str, pd.DataFrame]) -> list[tuple]:
         (6, "all − all-bn", paired(everything, cells.get("all-bn")), ABOVE),
         (9, "none − chance", one_sample(cells.get("none"), above_chance), CLOSE),
         (10, "bn+shortcut − bn", paired(cells.get("bn+shortcut"), bn), ABOVE),
+        *of_control(cells),
         (11, "γ, bn − all", paired(bn, everything, gamma), ABOVE),
         (11, "β, bn − all", paired(bn, everything, beta), ABOVE),
     ]
+
+
+def of_control(cells: dict[str, pd.DataFrame]) -> Iterator[tuple]:
+    """The shortcuts' convolutions against about as many random entries elsewhere."""
+    shortcut = cells.get("bn+shortcut")
+    for train, cell in cells.items():
+        if shortcut is not None and train.startswith("bn+random:"):
+            ratio = cell.params_trained.iloc[0] / shortcut.params_trained.iloc[0]
+            if 0.75 < ratio < 4 / 3:
+                yield 10, f"bn+shortcut − {train}", paired(shortcut, cell), ABOVE
 
 
 def of_mlps(sweep: pd.DataFrame) -> Iterator[Finding]:
@@ -249,14 +270,17 @@ def of_mlps(sweep: pd.DataFrame) -> Iterator[Finding]:
             yield Finding(claim, case, figure)
 
 
-def of_davis_frank(network: str, baseline: pd.DataFrame, others: list) -> Iterator[Finding]:
+def of_davis_frank(network: str, baselines: dict, others: list) -> Iterator[Finding]:
     for (start, c, norm), cell in others:
+        baseline = baselines[norm]
         figure = paired(cell, baseline)
         if (start, c) == (0.1, 100) and figure:
             case = f"γ from 0.1, rate / 100, input {norm} − usual, {network}"
             one, two = p_values(cell, baseline)
             remark = f"one-sided p = {p_text(one)}, two-sided {p_text(two)}"
             yield Finding(8, case, figure, remark=f"{remark}, {comparisons(len(others))}")
+            figure = paired(cell, baseline, last_accuracy)
+            yield Finding(8, f"{case}, last epoch", figure)
 
 
 def of_norms(sweep: pd.DataFrame) -> Iterator[Finding]:
@@ -342,6 +366,11 @@ def of_fair_rates(sweep: pd.DataFrame) -> Iterator[Finding]:
 def above_chance(run) -> float:
     """Points of test accuracy above guessing."""
     return run.test_acc - 100 / run.classes
+
+
+def last_accuracy(run) -> float:
+    """Of Davis & Frank's method, which reports that of the best validation epoch."""
+    return run.record.epochs.test_acc.iloc[-1]
 
 
 def share_of_small_gammas(run) -> float:

@@ -238,14 +238,17 @@ def of_kinds(runs: pd.DataFrame) -> pd.DataFrame:
 
 def davis_frank_sweeps(runs: pd.DataFrame) -> Iterator[tuple]:
     """Of each recipe that Davis & Frank's method was run with: its title, its runs, the baseline
-    (γ = 1 and c = 1), and every other setting of γ's start, c and the input with its cell."""
+    (γ = 1 and c = 1) of each normalisation of the input, and the other settings of γ's start, c and
+    the input with their cells."""
     settings = ["bn_weight", "c", "input_norm"]
     for name, sweep in sweeps(runs[runs.bn_weight.notna()], *settings, "gamma_init"):
         found = dict(list(sweep.groupby(settings, sort=False)))
-        baseline = found.pop((1.0, 1.0, "dataset"), None)
-        if baseline is not None and found:
-            others = sorted(found.items(), key=lambda item: (-item[0][0], *item[0][1:]))
-            yield name, sweep, baseline, others
+        norms = [norm for start, c, norm in found if (start, c) == (1.0, 1.0)]
+        baselines = {norm: found.pop((1.0, 1.0, norm)) for norm in norms}
+        others = {setting: cell for setting, cell in found.items() if setting[2] in baselines}
+        if others:
+            in_order = sorted(others.items(), key=lambda item: (-item[0][0], *item[0][1:]))
+            yield name, sweep, baselines, in_order
 
 
 # ------------------------------------------------------------------------------------------- names
