@@ -13,9 +13,10 @@ gray."""
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import NamedTuple
 
+import numpy as np
 import pandas as pd
 
 from report.registry import figure
@@ -59,6 +60,7 @@ OTHER = ("#666666", ".", "-")  # a user's
 OTHER_DASHES = ("-", "--", "-.", ":")  # of networks without a depth
 OTHER_MARKERS = ".1x2+3|4"  # several users' in turn
 PAPER_MARKERS = "os^vD<>"
+WIDTH, HEIGHT = 3.4, 2.3  # inches: a column of a paper, without the legend
 STYLE = {
     "font.size": 7,
     "axes.titlesize": 7,
@@ -90,7 +92,7 @@ def panel(title: str, xlabel: str, ylabel: str, columns: int = 1):
     import matplotlib.pyplot as plt
 
     plt.rcParams.update(STYLE)
-    size = {"figsize": (3.4, 2.6), "layout": "constrained"}
+    size = {"figsize": (WIDTH, HEIGHT), "layout": "constrained"}
     figure, axes = plt.subplots(1, columns, squeeze=False, sharey=columns > 1, **size)
     figure.suptitle(title, fontsize=7)
     for axis in axes[0]:
@@ -129,10 +131,33 @@ def draw_lines(axis, sweep: pd.DataFrame, by: str) -> None:
 
 def draw_chance(axis, sweep: pd.DataFrame) -> None:
     classes = sweep.classes.dropna()
-    if len(classes):
+    if len(classes) and sweep.test_acc.min() < 50:
         style = {"color": "#888888", "linewidth": 0.6, "linestyle": (0, (1, 3))}
         axis.axhline(100 / classes.iloc[0], label="chance", **style)
-    axis.set(ylim=(0, 100))
+
+
+def odds_scale(axis) -> None:
+    """Accuracies on the scale of their log odds, on which 95 and 98 % are as far apart as they are
+    in errors, and 10 % is there, too."""
+    low, high = axis.get_ylim()
+    low, high = max(low, 2), min(high, 99.7)
+    axis.set_yscale("function", functions=(log_odds, percent))
+    ticks = [tick for tick in ODDS if low <= tick <= high]
+    axis.set_yticks(ticks, [f"{tick:g}" for tick in ticks])
+    axis.minorticks_off()
+    axis.set_ylim(low, high)
+
+
+ODDS = (5, 10, 20, 30, 50, 70, 80, 90, 95, 98, 99)  # ticks
+
+
+def log_odds(accuracy):
+    share = np.clip(np.asarray(accuracy, float) / 100, 1e-3, 1 - 1e-3)
+    return np.log(share / (1 - share))
+
+
+def percent(odds):
+    return 100 / (1 + np.exp(-np.asarray(odds, float)))
 
 
 def draw_histogram(axis, values: pd.Series, bins: int, low: float, high: float, **style) -> None:
@@ -143,8 +168,11 @@ def draw_histogram(axis, values: pd.Series, bins: int, low: float, high: float, 
 
 
 def legend_below(axis, columns: int = 2) -> None:
+    """A legend under the panels, for which the figure grows."""
     handles, labels = axis.get_legend_handles_labels()
     axis.figure.legend(handles, labels, loc="outside lower center", ncols=columns)
+    rows = -(-len(labels) // columns)
+    axis.figure.set_figheight(HEIGHT + 0.13 * rows)
 
 
 def log_ticks(axis, values) -> None:
@@ -278,9 +306,23 @@ def accuracy_depth(runs):
         style = look(train) | {"linestyle": "none", "marker": markers[source]}
         label = f"{train}, {source}, {points.dataset.iloc[0]}"
         axis.plot(points.depth, points.value, **style, markerfacecolor="none", label=label)
+    for label, cell in longer_runs(narrow, sweep):
+        style = look(cell.train.iloc[0]) | {"linestyle": "none", "markersize": 6}
+        axis.plot(cell.depth, cell.test_acc, **style, markerfacecolor="none", label=label)
+    odds_scale(axis)
     log_ticks(axis, sorted({*sweep.depth, *papers.depth}))
     legend_below(axis)
     return figure
+
+
+def longer_runs(runs: pd.DataFrame, drawn: pd.DataFrame) -> Iterator[tuple[str, pd.DataFrame]]:
+    """Runs of the main paper's length of what is drawn by a shorter recipe."""
+    full = usual_start(runs)
+    full = full[(full.epochs == 160) & (full.image_size == drawn.image_size.iloc[0])]
+    for train, cell in cells(full, "train"):
+        lines = drawn[(drawn.train == train) & ~of_users(drawn)]
+        if len(lines) and train != "none" and lines.epochs.max() < 160:
+            yield f"{train}, 160 epochs ({seeds(cell)})", cell
 
 
 @figure("exp_norms.py --dataset digits --lr 0.03 0.1 0.3 --val-fraction 0.2 --seeds 0 1 2")
@@ -305,6 +347,7 @@ def norms(runs):
         means = [Mean.of(cell) for _, cell in points]
         draw_line(axis, [depth for depth, _ in points], means, label, **style)
     draw_chance(axis, chosen.sweep)
+    odds_scale(axis)
     log_ticks(axis, sorted(set(chosen.sweep.depth)))
     legend_below(axis)
     return figure
@@ -322,7 +365,9 @@ def accuracy_width(runs):
     if chosen is None:
         return None
     figure, (axis,) = panel(chosen.title, "width (factor on the channels)", "test accuracy (%)")
-    draw_lines(axis, labelled(chosen.sweep), "width")
+    widths = chosen.sweep.groupby("train").width.transform("nunique")
+    draw_lines(axis, labelled(chosen.sweep[widths > 1]), "width")
+    odds_scale(axis)
     log_ticks(axis, sorted(set(chosen.sweep.width)))
     legend_below(axis)
     return figure
@@ -353,8 +398,9 @@ def accuracy_parameters(runs):
         means, sds = error_bars(points)
         axis.errorbar(counts, means, sds, label=label, **style)
     draw_chance(axis, sweep)
+    odds_scale(axis)
     axis.set(xscale="log")
-    legend_below(axis, 3)
+    legend_below(axis)
     return figure
 
 
@@ -366,8 +412,15 @@ def error_bars(cells: list[pd.DataFrame]) -> tuple[list[float], list[float]]:
 
 @figure("exp_bn_only.py --dataset digits")
 def learning_curves(runs):
-    """Test accuracy epoch by epoch, of the deepest network."""
-    chosen = deepest(runs, "bn")
+    """Test accuracy epoch by epoch, of the network of which the most choices of parameters were
+    trained by the longest recipe."""
+
+    def size(sweep: pd.DataFrame) -> tuple:
+        return sweep.epochs.max(), sweep.train.nunique(), sweep.depth.iloc[0], sweep.seed.nunique()
+
+    narrow = resnets(usual_start(runs)).query("width == 1")
+    found = sweeps(narrow[~narrow.train.str.contains("random:")], "train")
+    chosen = choose([item for item in found if len({*item[1].train} - {"none"}) > 1], size)
     if chosen is None:
         return None
     figure, (axis,) = panel(chosen.title, "epoch", "test accuracy (%)")
@@ -377,7 +430,7 @@ def learning_curves(runs):
         curves = pd.concat(curves, axis=1)
         style = look(train) | {"marker": ""}
         draw_line(axis, curves.index, Mean.of_rows(curves), label, **style)
-    axis.set(ylim=(0, 100))
+    odds_scale(axis)
     legend_below(axis)
     return figure
 
@@ -412,23 +465,24 @@ def histogram_look(sweep: pd.DataFrame, train: str) -> dict:
 
 @figure("exp_bn_only.py --dataset digits --train all")
 def small_gammas(runs):
-    """Share of |γ| < 0.01 in each BatchNorm, from the input to the output."""
+    """Share of |γ| < 0.01 from the input to the output, over tenths of the BatchNorm layers."""
     found = learned(runs)
     if found is None:
         return None
     (title, sweep), channels = found
-    xlabel = "BatchNorm layer, from the input on"
+    xlabel = "place among the BatchNorm layers, from the input on (%)"
     figure, (axis,) = panel(title, xlabel, "share of |γ| < 0.01 (%)")
     for train, dashes in (("bn", "-"), ("all", "--")):
         shares = []
         for table in channels[train]:
             small = table.gamma.abs() < 0.01
-            shares.append(100 * small.groupby(table.layer, sort=False).mean())
+            place = pd.factorize(table.layer)[0]  # of the layer, from the input on
+            tenth = 10 * place // (place.max() + 1)
+            shares.append(100 * small.groupby(tenth).mean())
         shares = pd.concat(shares, axis=1)
-        layers = range(1, len(shares) + 1)
         _, label = of_train(sweep, train)
-        style = look(train) | {"marker": "", "linestyle": dashes}
-        draw_line(axis, layers, Mean.of_rows(shares), label, **style)
+        style = look(train) | {"linestyle": dashes}
+        draw_line(axis, 10 * shares.index + 5, Mean.of_rows(shares), label, **style)
     axis.set(ylim=(0, None))
     legend_below(axis)
     return figure
@@ -463,22 +517,22 @@ def dead_features(runs):
 
 @figure("exp_bn_only.py --dataset digits")
 def pruning(runs):
-    """Accuracy after every γ below a threshold is set to zero."""
+    """What is lost by setting every γ below a threshold to zero."""
     chosen = deepest(runs, "bn")
     if chosen is None:
         return None
-    xlabel = "threshold on |γ| (0: as trained)"
-    figure, (axis,) = panel(chosen.title, xlabel, "test accuracy (%)")
+    figure, (axis,) = panel(chosen.title, "threshold on |γ|", "change of test accuracy (points)")
     shown = {"bn", "all", "bn+output", "gamma"} & set(chosen.sweep.train)
     for train in sorted(shown, key=rank):
         cell, label = of_train(chosen.sweep, train)
         tables = [table.set_index("threshold").test_acc for table in tables_of(cell, "pruning")]
         if tables:
             accuracies = pd.concat(tables, axis=1)
-            x = range(len(accuracies))
-            draw_line(axis, x, Mean.of_rows(accuracies), label, **look(train))
-            axis.set_xticks(x, [f"{threshold:g}" for threshold in accuracies.index])
-    axis.set(ylim=(0, 100))
+            changes = (accuracies - accuracies.iloc[0]).iloc[1:]
+            x = range(len(changes))
+            draw_line(axis, x, Mean.of_rows(changes), label, **look(train))
+            axis.set_xticks(x, [f"{threshold:g}" for threshold in changes.index])
+    axis.axhline(0, color="#888888", linewidth=0.6)
     legend_below(axis)
     return figure
 
@@ -526,8 +580,9 @@ def random_params(runs):
         label = f"bn, as many parameters as K = 2 ({seeds(bn)})"
         style = look("bn") | {"marker": ""}
         draw_line(axis, [0, len(swept) - 1], [Mean.of(bn)] * 2, label, **style)
+    odds_scale(axis)
     axis.set_xticks(range(len(swept)), [train.removeprefix("random:") for train in swept])
-    legend_below(axis)
+    legend_below(axis, 1)
     return figure
 
 

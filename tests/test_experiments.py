@@ -1,6 +1,9 @@
 """Grids, and the experiments."""
 
+import importlib
+import os
 import re
+import subprocess
 from pathlib import Path
 
 from tests.helpers import (
@@ -13,6 +16,7 @@ from tests.helpers import (
     GRID,
     TABLE,
     counts,
+    HERE,
 )
 import numpy as np
 import pandas as pd
@@ -20,6 +24,7 @@ import pytest
 from PIL import Image
 
 import common
+from harness.config import Process, parse
 import exp_bn_init
 import exp_depth_width
 import exp_mlp_lenet
@@ -231,3 +236,22 @@ def test_other_images_under_the_same_name_are_noticed(capsys):
         and "other data" in capsys.readouterr().err
         and len(rows(the_csv())) == 2
     )
+
+
+def test_the_study_asks_for_runs_that_there_are(monkeypatch):
+    """Each of its commands, as a python that only notes them gets it, has flags that are known."""
+    Path("python").write_text('#!/bin/sh\necho "$@" >> "$NOTES"\n')
+    Path("python").chmod(0o755)
+    noted = Path("notes").absolute()
+    there = os.environ | {"PATH": f"{Path.cwd()}:{os.environ['PATH']}", "NOTES": str(noted)}
+    study = ["bash", HERE / "evidence/study.sh", "--workers", "1"]
+    subprocess.run(study, check=True, env=there | {"SIZE": "8", "EPOCHS": "2"})
+    commands = [line.split() for line in noted.read_text().splitlines()]
+    assert len(commands) > 15
+    for script, *words in commands:
+        module = importlib.import_module(script.removesuffix(".py"))
+        studies = getattr(module, "STUDIES", {})
+        settings = studies[words.pop(0)][1] if studies else module.Settings
+        args = parse(settings, words, "", Process())
+        assert args.workers == 1 and args.data == "data/cifar10-jpeg"
+        assert args.image_size in (8, None)

@@ -1,0 +1,59 @@
+#!/usr/bin/env bash
+# The study at depth, from the first item of its list to the last. Every run that is finished is
+# left as it is and every other goes on where it was stopped, so the same command begins, continues
+# and completes it, in as many processes as there are cores or GPUs: start it once for each.
+#
+#     bash evidence/study.sh                                   # 16 pixels, 30 epochs
+#     SIZE=32 EPOCHS=160 bash evidence/study.sh                # the papers' images and length
+#     DATA=data/my-images bash evidence/study.sh --device cuda # further flags go to every run
+#     python plots.py --with evidence
+#
+# On a CPU: OMP_NUM_THREADS=1, once for each core.
+set -uo pipefail
+cd "$(dirname "$0")/.."
+epochs=(--epochs "${EPOCHS:-30}")
+five=(--seeds 0 1 2 3 4)
+three=(--seeds 0 1 2)
+more=("$@")
+
+at() { # PIXELS SCRIPT FLAGS: at 32 pixels, which CIFAR has by itself, nothing is scaled
+  local pixels=$1 scaled=()
+  read -ra script <<< "$2"
+  shift 2
+  if [ "$pixels" != 32 ]; then scaled=(--image-size "$pixels"); fi
+  python "${script[@]}" --dataset imagefolder --data "${DATA:-data/cifar10-jpeg}" "${scaled[@]}" \
+    "$@" "${more[@]}" || [ $? = 1 ] || exit 1 # 1: a run of the grid has diverged
+}
+
+study() { at "${SIZE:-16}" "$@"; }
+
+depths() { study exp_depth_width.py --widths 1 --grid "${epochs[@]}" "$@"; }
+
+# 1. γ and β alone, by depth
+depths --depths 14 32 56 110 "${five[@]}"
+# 2. beside the published figures: images of 32 pixels
+at 32 exp_depth_width.py --widths 1 --grid "${epochs[@]}" --depths 56 110 --seeds 0
+# 3. what else can be trained; bn+random:5 has about as many parameters more as the shortcuts
+depths --depths 14 --train all all-bn bn+output bn+shortcut output shortcut gamma beta random:2 \
+  bn+random:5 "${five[@]}"
+study exp_depth_width.py --depths 14 --widths 1 --grid --train none "${five[@]}"
+# 4. as deep as the papers
+depths --depths 218 --seeds 0 1
+depths --depths 434 866 --seeds 0
+# 5. the same at depth 56
+depths --depths 56 --train all all-bn random:2 bn+shortcut output "${three[@]}"
+# 6. depth against width at equal numbers of parameters
+study exp_depth_width.py --match-bn-params --widths 3 "${epochs[@]}" "${five[@]}"
+study exp_depth_width.py --match-bn-params --widths 5 "${epochs[@]}" "${three[@]}"
+# 7. random parameters, starts, normalisations, Davis and Frank
+study exp_random_params.py --depths 14 --per-channel 1 4 8 16 32 all "${epochs[@]}" "${three[@]}"
+study "exp_bn_init.py frankle" --gamma-init ones symmetric constant:0.1 "${epochs[@]}" "${three[@]}"
+study "exp_bn_init.py frankle" --beta-init ones "${epochs[@]}" "${three[@]}"
+study "exp_bn_init.py frankle" --weight-init he_uniform orthogonal binary "${epochs[@]}" "${three[@]}"
+study exp_norms.py --lr 0.03 0.1 0.3 --val-fraction 0.1 "${epochs[@]}" "${three[@]}"
+study exp_norms.py --lr 0.03 0.1 0.3 --depths 14 "${epochs[@]}" "${five[@]}"
+study exp_norms.py --lr 0.03 0.1 0.3 --norm bn none calibrated ln gn:4 --depths 32 56 \
+  "${epochs[@]}" "${three[@]}"
+study "exp_bn_init.py davis_frank" --network cifar_resnet14 "${epochs[@]}" --seeds 1 2 3 4 5
+# 8. the papers' length
+at 32 exp_depth_width.py --depths 14 --widths 1 --grid --seeds 0 1 2 3 4
