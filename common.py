@@ -35,7 +35,7 @@ from harness.estimate import plan
 from harness.parts import Origin, check_name, count_parameters, inner_layers, names_of, norms
 from harness.parts import origin, owned, trainable, trained_as
 from harness.processes import first_goes_first, share
-from harness.progress import progress_bar
+from harness.progress import progress_bar, tell
 from harness.recording import Recorder, finished_before, own_measures
 from harness.runs import Outcome, Run, commit, dataset_name, is_finite, name_run, out_of_time
 from harness.speed import device_name, frozen_in
@@ -538,7 +538,9 @@ def train(model, data, args, made: Recipe, run: Run | None, also=None) -> None:
             measured |= measure(model, data, args, also)
             if scheduler:
                 scheduler.step()
-            bar.set_postfix_str(f"test {measured['test_acc']:.1f} %", refresh=False)
+            accuracy = f"test {measured['test_acc']:.1f} %"
+            bar.set_postfix_str(accuracy, refresh=False)
+            tell(f"epoch {epoch}/{args.epochs}, {accuracy}")
             seconds = time.perf_counter() - began
             recorder.record(epoch, measured, seconds, optimizer, scheduler)
             if not is_finite(measured) or processes.from_first(out_of_time(args)):

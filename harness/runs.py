@@ -385,10 +385,10 @@ def run_grid(runs: list[Settings], run) -> tuple[int, list[Outcome]]:
 def make(left: list[Settings], total: int, run, there: dict) -> list[str]:
     """Makes the runs that are `left`, puts what they became in `there`, and returns those that
     failed."""
-    from harness.progress import progress_bar
+    from harness.progress import grid_bar
 
     failed, locked, quiet = [], [], left and left[0].quiet
-    with progress_bar(total=total, initial=total - len(left), unit=" runs", disable=quiet) as bar:
+    with grid_bar(total=total, initial=total - len(left), disable=quiet) as bar:
         for args in itertools.chain(left, locked):  # those that were locked get a second look
             name = name_run(args).run
             bar.set_description_str(name)
@@ -396,9 +396,13 @@ def make(left: list[Settings], total: int, run, there: dict) -> list[str]:
                 outcome = there[name] = run(args.but(quiet=True))
                 if outcome.code:
                     failed.append(f"{name} (diverged)")
+                elif outcome.finished and not quiet:
+                    bar.write(f"{name}: {float(outcome.rows[-1]['test_acc']):.2f} %")
             except Locked as error:
                 if not any(args is other for other in locked):
                     locked.append(args)
+                    if not quiet:
+                        bar.write(f"{name}: another process is making it")
                     continue
                 print(f"left to it: {error}", file=sys.stderr)
             except Exception as error:

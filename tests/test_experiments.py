@@ -21,9 +21,11 @@ from tests.helpers import (
 import numpy as np
 import pandas as pd
 import pytest
+from filelock import FileLock
 from PIL import Image
 
 import common
+from harness import runs as records
 from harness.config import Process, parse
 import exp_bn_init
 import exp_depth_width
@@ -255,3 +257,18 @@ def test_the_study_asks_for_runs_that_there_are(monkeypatch):
         args = parse(settings, words, "", Process())
         assert args.workers == 1 and args.data == "data/cifar10-jpeg"
         assert args.image_size in (8, None)
+
+
+def test_a_grid_says_what_each_run_reached_and_which_another_makes(capsys):
+    words = [word for word in GRID if word != "--quiet"]
+    args = arguments("--epochs", 1, "--seed", 1)
+    args.process = Process(Path("exp_depth_width.py"))
+    path, _ = records.run_files(args, records.name_run(args).run)
+    path.parent.mkdir(parents=True)
+    with FileLock(path.with_name(f".{path.stem}.lock")):
+        shape = ["--grid", "--depths", "8", "--widths", "1"]
+        exp_depth_width.main([*words, *shape, "--seeds", "0", "1"])
+    out = capsys.readouterr().out
+    assert f"{path.stem}: another process is making it" in out
+    (made,) = Path("results").rglob("*[0-9a-f].csv")
+    assert f"{made.stem}: {float(rows(made)[-1]['test_acc']):.2f} %" in out
