@@ -34,6 +34,7 @@ from report.stats import Difference, Mean
 from report.sweeps import distinct
 from report.tables import Table
 
+IN_FULL = ("accuracy", "claims")  # the tables that are printed without being asked for
 FORMATS = ["md", "tex", "csv", "png", "pdf"]
 LATEX = str.maketrans(
     {
@@ -65,10 +66,10 @@ def markdown(table: pd.DataFrame) -> str:
     return "\n".join(lines)
 
 
-def latex(table: pd.DataFrame, caption: str) -> str:
+def latex(table: pd.DataFrame, caption: str, label: str) -> str:
     """With \\usepackage{booktabs}."""
-    caption = printable(caption).translate(SPECIAL)
-    text = table.rename(columns=str).to_latex(index=False, escape=True, caption=caption)
+    about = {"caption": printable(caption).translate(SPECIAL), "label": f"tab:{label}"}
+    text = table.rename(columns=str).to_latex(index=False, escape=True, **about)
     return text.translate(LATEX)
 
 
@@ -81,8 +82,11 @@ def holds(parts: list[Table], kind: type) -> bool:
     return False
 
 
-def write_table(name: str, parts: list[Table], folder: Path, formats: set[str]) -> None:
-    """Prints a table, which may have several parts, and writes it to NAME.md, .tex and .csv."""
+def write_table(
+    name: str, parts: list[Table], folder: Path, formats: set[str], in_full: bool
+) -> None:
+    """Writes a table, which may have several parts, to NAME.md, .tex and .csv, and prints it, or
+    where it is."""
     folder.mkdir(parents=True, exist_ok=True)
     means, differences = "", ""
     if holds(parts, Mean):
@@ -95,13 +99,18 @@ def write_table(name: str, parts: list[Table], folder: Path, formats: set[str]) 
         paragraphs += [f"**{printable(part.title)}**", markdown(part.shown())]
         paragraphs += [part.note] if part.note else []
     text = "\n\n".join(paragraphs) + "\n"
-    print(f"# {name}\n\n{text}")
+    if in_full:
+        print(f"# {name}\n\n{text}")
+    else:
+        print(f"table {name}: {folder / name}.*")
     if "md" in formats:
         (folder / f"{name}.md").write_text(text, encoding="utf-8")
     if "tex" in formats:
         captions = [f"{part.title}{means}. {part.note}".strip() for part in parts]
-        pairs = zip(parts, captions, strict=True)
-        text = "\n".join(latex(part.shown(), caption) for part, caption in pairs)
+        tables = []
+        for i, (part, caption) in enumerate(zip(parts, captions, strict=True), 1):
+            tables.append(latex(part.shown(), caption, f"{name}-{i}"))
+        text = "\n".join(tables)
         (folder / f"{name}.tex").write_text(text, encoding="utf-8")
     if "csv" in formats:
         rows = pd.concat([part.flat() for part in parts])
@@ -126,7 +135,7 @@ def draw_figures(name: str, runs: pd.DataFrame, folder: Path, formats: set[str])
             drawn.append(dataset)
             save(figure, folder / f"{name}-{file_name(dataset)}", formats)
     if drawn and formats & {"png", "pdf"}:
-        print(f"# {name}\n\nin {folder}, of {printable(', '.join(drawn))}\n")
+        print(f"figure {name}: {folder / name}-*, of {printable(', '.join(drawn))}")
     return bool(drawn)
 
 
@@ -246,7 +255,8 @@ def make(args, runs: pd.DataFrame, measured: pd.DataFrame) -> None:
         source = sources[entry.source]
         parts = list(entry.make(source)) if len(source) else []
         if parts:
-            write_table(name, parts, args.out / "tables", formats)
+            in_full = name in (args.only or IN_FULL)
+            write_table(name, parts, args.out / "tables", formats, in_full)
         else:
             print(f"table {name}: not run yet: python {entry.command}")
     for name, entry in FIGURES.items():

@@ -87,7 +87,8 @@ def resnets(runs: pd.DataFrame) -> pd.DataFrame:
 
 def sweeps(runs: pd.DataFrame, *varied: str) -> Iterator[tuple[str, pd.DataFrame]]:
     """The title and the runs of each sweep over the settings `varied`. Where these include `train`,
-    untrained networks (`none`), which have no recipe, stand beside every sweep of their kind."""
+    untrained networks (`none`), which have no recipe, stand beside the largest sweep of their
+    kind."""
     if runs.empty:
         return
     shared = [column for column in settings_of(runs) if column not in varied]
@@ -95,10 +96,17 @@ def sweeps(runs: pd.DataFrame, *varied: str) -> Iterator[tuple[str, pd.DataFrame
     if "train" in varied:
         trained, untrained = runs[runs.train != "none"], runs[runs.train == "none"]
     start = [column for column in shared if column not in RECIPE]
-    for _, sweep in trained.groupby(shared, dropna=False):
+    found = [sweep for _, sweep in trained.groupby(shared, dropna=False)]
+    largest: dict[tuple, int] = {}
+    for sweep in found:
+        kind = tuple(sweep.iloc[0][start].astype(str))
+        largest[kind] = max(largest.get(kind, 0), len(sweep))
+    for sweep in found:
         first = sweep.iloc[0]
-        equal = untrained[start].eq(first[start]) | untrained[start].isna() & first[start].isna()
-        yield title(sweep, varied), pd.concat([sweep, untrained[equal.all(axis=1)]])
+        equal = untrained[start].eq(first[start]) | (untrained[start].isna() & first[start].isna())
+        if len(sweep) == largest[tuple(first[start].astype(str))]:
+            sweep = pd.concat([sweep, untrained[equal.all(axis=1)]])
+        yield title(sweep, varied), sweep
 
 
 def shared_settings(sweep: pd.DataFrame, *varied: str) -> tuple[str, ...]:

@@ -132,7 +132,8 @@ def accuracy(runs):
     difference to them."""
     shown = pd.concat([usual_start(runs), runs[of_users(runs)]])
     shown = shown[~random_sweep(shown)]
-    for title, sweep in sweeps(shown, "experiment", "depth", "train"):
+    found = sweeps(shown, "experiment", "depth", "train")
+    for title, sweep in sorted(found, key=lambda item: main_first(item[1])):
         sweep = labelled(sweep)
         first = sweep.iloc[0]
         papers = published(first.dataset)
@@ -162,6 +163,11 @@ def accuracy(runs):
         depths = sorted({*sweep.depth.dropna(), *papers.depth})
         columns = [*map(depth_label, depths), depth_label(math.nan)]
         yield Table(title, rows, across="depth", columns=columns)
+
+
+def main_first(sweep: pd.DataFrame) -> tuple:
+    """The order of a data set's recipes: the longest, then that of the most runs."""
+    return sweep.dataset.iloc[0], -sweep.epochs.max(), -len(sweep)
 
 
 def accuracy_rows(label: str, source: str, by_depth: dict) -> list[dict]:
