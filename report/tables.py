@@ -11,6 +11,7 @@ from __future__ import annotations
 import math
 from typing import NamedTuple
 
+import numpy as np
 import pandas as pd
 
 from report.registry import table
@@ -243,6 +244,28 @@ def depth_width(runs):
             rows.append(row)
         if rows:
             yield Table(f"{title}, matched", rows)
+
+
+@table("exp_depth_width.py --dataset digits --seeds 0 1 2 3 4")
+def power_law(runs):
+    """The test error, 100 − accuracy, of γ and β alone as a power of their number, by depth and by
+    width: the exponent, fitted for each seed on three sizes or more."""
+    alone = resnets(usual_start(runs)).query("train == 'bn'")
+    for title, sweep in sweeps(alone, "depth", "width"):
+        rows = []
+        shapes = {"depth, at width 1": sweep.width == 1, "width, at depth 14": sweep.depth == 14}
+        for by, of_shape in shapes.items():
+            fits = {}
+            for seed, of_seed in sweep[of_shape].groupby("seed"):
+                if of_seed.params_trained.nunique() > 2:
+                    logs = np.log(of_seed.params_trained), np.log(100 - of_seed.test_acc)
+                    fits[seed] = np.polyfit(*logs, 1)[0]
+            if fits:
+                sizes = sweep[of_shape].params_trained.nunique()
+                exponent = Difference.of(pd.Series(fits))
+                rows.append({"by": by, "sizes": sizes, "seeds": len(fits), "exponent": exponent})
+        if rows:
+            yield Table(title, rows)
 
 
 @table("exp_norms.py --dataset digits --seeds 0 1 2 3 4")

@@ -129,6 +129,7 @@ def test_every_table_and_figure_is_made(capsys):
             pretend(seed, 40 + seed, train=train, params_trained=trained)
         pretend(seed, 50, train="bn", depth=44, params_trained=3360)
         pretend(seed, 50, train="bn", width=3, params_trained=3360)
+        pretend(seed, 75, train="bn", width=12, params_trained=4 * 3360)
         pretend(seed, 50, train="bn", gamma_init="ones")
         pretend(seed, 50, train="bn", schedule="cosine")
         pretend(seed, 50, train="bn", precision="bf16")
@@ -185,6 +186,7 @@ def test_every_table_and_figure_is_made(capsys):
     assert {path.name for path in Path("out/tables").iterdir()} == {
         f"{name}.{kind}" for name in plots.TABLES for kind in ("md", "tex", "csv")
     }
+    assert "| width, at depth 14 | 3 | 2 | −0.36" in Path("out/tables/power_law.md").read_text()
     variants = Path("out/tables/variants.md").read_text()
     assert "| −10.5 (−16.9 to −4.1) |" in variants.partition("digits-blurred beside digits")[2]
     assert {path.name for path in Path("out/figures").glob("*-digits.*")} == {
