@@ -23,6 +23,7 @@ Williams et al., "Expressivity of neural networks with random weights and learne
     python exp_norms.py --dataset digits --lr 0.03 0.1 0.3 --val-fraction 0.2     # each kind's rate
     python exp_norms.py --dataset digits --arch vit --train output output+norm output+norm+input
     python exp_norms.py --dataset digits --arch mlp --norm none --train bias norm random:2
+    python exp_norms.py --dataset digits --norm bn --bn after --train norm all    # behind the ReLU
 """
 
 import argparse
@@ -40,6 +41,7 @@ from torch import nn
 
 from harness.inside import activity
 from harness.norms import Calibrated, RMSNorm, ScaleShift, calibrate
+from harness.parts import is_shortcut
 from harness.zoo import VisionTransformer
 
 KINDS = {
@@ -89,6 +91,11 @@ class Settings(common.Settings):
         metavar="UNITS",
     )
     norm: str = flag("bn", "bn, gn:G, ln, in, rms, calibrated, none", kind, metavar="KIND")
+    bn: str = flag(
+        "before",
+        "where the normalisation stands to the activation, in a resnet",
+        choices=("before", "after"),
+    )
     watch: bool = flag(
         False,
         "measure after every epoch, too, the shares of |γ| < 0.01 and of dead features, whose ReLU "
@@ -118,7 +125,9 @@ NETWORKS = {"resnet": common.network, "mlp": mlp, "vit": vit}
 def build(args, data):
     """He-normal weights, γ ~ U[0, 1], β = 0, as everywhere; then --norm in BatchNorm's place."""
     model = common.build_model(args, data, NETWORKS[args.arch])
-    return model if args.arch == "vit" else with_norm(model, args.norm)
+    if args.arch != "vit":
+        with_norm(model, args.norm)
+    return after_activation(model) if args.bn == "after" else model
 
 
 def with_norm(model, norm):
@@ -139,6 +148,17 @@ def with_norm(model, norm):
         other = other.to(bn.weight.device)
         other.weight, other.bias = bn.weight, bn.bias
         model.set_submodule(name, other)
+    return model
+
+
+def after_activation(model):
+    """The ResNet with every normalisation, but those of the shortcuts, behind its ReLU."""
+    relus = [name for name, layer in model.named_modules() if isinstance(layer, nn.ReLU)]
+    for name in relus:
+        model.set_submodule(name, nn.Identity())
+    for name, norm in common.norms(model).items():
+        if not is_shortcut(name):
+            model.set_submodule(name, nn.Sequential(nn.ReLU(), norm))
     return model
 
 
@@ -180,7 +200,9 @@ def compare(args):
             raise UserError("--norm in: over the image, and a hidden layer of an mlp has none")
         hidden = args.hidden or [512, 512, 512]
         args = args.but(hidden=hidden, varied=args.varied | {"depth": [len(hidden) + 1]})
-    elif args.hidden:
+    if args.bn == "after" and args.arch != "resnet":
+        raise UserError(f"--bn after is of a resnet, not of --arch {args.arch}")
+    if args.arch != "mlp" and args.hidden:
         raise UserError(f"--hidden is of an mlp, not of --arch {args.arch}")
     if args.arch == "vit":
         args = args.but(varied=args.varied | {"depth": [d or 6 for d in args.varied["depth"]]})

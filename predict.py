@@ -63,7 +63,7 @@ def load(path: Path, device: str) -> Trained:
             content = read_checkpoint(path)
             about = content["about"]
             script = script_named(about["experiment"])
-            args = settings_of(content, device)
+            args = settings_of(content, device, getattr(script, "Settings", Settings))
             image = torch.zeros(1, *content["size"], dtype=torch.uint8)
             data = common.Images(about["dataset"], content["classes"], {"train": image}, {})
             model = build(script, args, data)
@@ -125,12 +125,13 @@ def put_in(model: nn.Module, content: dict, train: str) -> None:
         raise Damaged(f"{error} ({hint})") from None
 
 
-def settings_of(content: dict, device: str) -> Settings:
-    """The run's settings, those of its experiment alone included."""
+def settings_of(content: dict, device: str, known: type[Settings]) -> Settings:
+    """The run's settings, those of its experiment alone included; what the script has learned to
+    be asked since is at its default."""
     found = content["settings"] if content["version"] > 1 else settings_of_version_1(content)
-    shared = {field.name for field in dataclasses.fields(Settings)}
-    own = [(name, type(value), None) for name, value in found.items() if name not in shared]
-    kind = dataclasses.make_dataclass("Settings", own, bases=(Settings,))
+    names = {field.name for field in dataclasses.fields(known)}
+    own = [(name, type(value), None) for name, value in found.items() if name not in names]
+    kind = dataclasses.make_dataclass("Settings", own, bases=(known,))
     mine = {"quiet": True, "data": ".", "device": device, "compile": False, "graph": False}
     args = common.resolved(kind(**found | mine))
     if not has_bf16(args.device):

@@ -31,6 +31,7 @@ from report.sweeps import (
     network_label,
     of_kinds,
     resnets,
+    start_of_any_kind,
     sweeps,
     usual_start,
 )
@@ -182,7 +183,12 @@ def findings(runs: pd.DataFrame) -> Iterator[Finding]:
     for title, sweep in sweeps(fair[fair.train.isin(["bn", "random:2"])], "train", "lr"):
         for finding in of_fair_rates(sweep):
             yield finding.of(title, sweep)
-    before_after = runs[runs.bn.isin(["before", "after"])]
+    placed = resnets(start_of_any_kind(runs[runs.norm == "bn"])).query("width == 1")
+    placed = placed.assign(bn=placed.bn.astype(object).fillna("before"))
+    for title, sweep in sweeps(placed, "bn", "train"):
+        for finding in of_places(sweep):
+            yield finding.of(title, sweep)
+    before_after = runs[runs.bn.isin(["before", "after"]) & (runs.experiment != "")]
     for title, sweep in sweeps(before_after, "bn", "train"):
         for finding in of_mlps(sweep):
             yield finding.of(title, sweep)
@@ -256,18 +262,23 @@ def of_control(cells: dict[str, pd.DataFrame]) -> Iterator[tuple]:
 
 
 def of_mlps(sweep: pd.DataFrame) -> Iterator[Finding]:
+    yield from of_places(sweep)
     network = network_label(sweep.iloc[0])
     cells = dict(list(sweep.groupby(["bn", "train"])))
-    cases = []
-    for train in ("bn", "all"):
-        figure = paired(cells.get(("before", train)), cells.get(("after", train)))
-        cases.append((7, f"before − after, {train}, {network}", figure))
     for place in ("before", "after"):
         figure = paired(cells.get((place, "bn")), cells.get((place, "random:2")))
-        cases.append((2, f"bn − random:2, {network}, BatchNorm {place}", figure))
-    for claim, case, figure in cases:
         if figure:
-            yield Finding(claim, case, figure)
+            yield Finding(2, f"bn − random:2, {network}, BatchNorm {place}", figure)
+
+
+def of_places(sweep: pd.DataFrame) -> Iterator[Finding]:
+    """BatchNorm before the activation against after it."""
+    network = network_label(sweep.iloc[0])
+    cells = dict(list(sweep.groupby(["bn", "train"])))
+    for train in ("bn", "all"):
+        figure = paired(cells.get(("before", train)), cells.get(("after", train)))
+        if figure:
+            yield Finding(7, f"before − after, {train}, {network}", figure)
 
 
 def of_davis_frank(network: str, baselines: dict, others: list) -> Iterator[Finding]:

@@ -62,7 +62,7 @@ def of_users(runs: pd.DataFrame) -> pd.Series:
 
 def usual_start(runs: pd.DataFrame) -> pd.DataFrame:
     """Runs of this collection's own scripts, with BatchNorm, that start as the main paper's do."""
-    return start_of_any_kind(runs[runs.norm == "bn"])
+    return start_of_any_kind(runs[(runs.norm == "bn") & (runs.bn != "after")])
 
 
 def start_of_any_kind(runs: pd.DataFrame) -> pd.DataFrame:

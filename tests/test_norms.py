@@ -9,6 +9,8 @@ import torch
 import torch.nn.functional as F
 
 import common
+from harness.config import Process, parse
+from harness.files import read_checkpoint, write_checkpoint
 from harness.norms import Calibrated, calibrate
 from harness.parts import parts
 import exp_bn_only
@@ -106,13 +108,36 @@ def test_a_run_goes_on_to_the_same_digits_and_predict_opens_it(norm, capsys):
         exp_norms.main([*words, *places[1], "--time-limit", "1e-9"])
     assert rows(the_csv("whole")) == rows(the_csv("stopped"))
     (path,) = Path("whole").rglob("*.pt")
+    content = read_checkpoint(path)
+    del content["settings"]["bn"]  # as before the script could be asked for it
+    write_checkpoint(path, content)
     capsys.readouterr()
     assert predict.main([str(path), "--dataset", "digits", "--device", "cpu"]) == 0
     assert f"{float(rows(the_csv('whole'))[-1]['test_acc']):.2f} % of" in capsys.readouterr().out
 
 
+def test_batchnorm_behind_the_activation():
+    words = [*SMALL, "--bn", "after"]
+    args = parse(exp_norms.Settings, words, "", Process(Path("exp_norms.py")))
+    args = common.resolved(args.but(depth=8))
+    data = common.load_data(args)
+    model = exp_norms.build(args, data).eval()
+    x, _ = next(data.batches("test"))
+    with torch.no_grad():
+        block, stem = model.stage1[0], model.bn[1](torch.relu(model.conv(x)))
+        out = block.bn1[1](torch.relu(block.conv1(stem)))
+        out = block.bn2[1](torch.relu(block.conv2(out))) + stem
+        assert torch.allclose(model.stage1(model.bn(model.conv(x))), out, atol=1e-5)
+    assert exp_norms.main([*GRID, "--norm", "bn", "--bn", "after", "--train", "norm", "all"]) == 0
+    found = [rows(path)[0] for path in Path("results/norms").glob("*[0-9a-f].csv")]
+    assert {row["train"]: row["params_trained"] for row in found} == {"bn": "672", "all": "77754"}
+    assert {row["bn"] for row in found} == {"after"}
+
+
 def test_a_transformers_parts():
-    args = arguments().but(arch="vit", depth=6, width=1)
+    words = [*SMALL[:2], "--arch", "vit", "--device", "cpu"]
+    args = parse(exp_norms.Settings, words, "", Process(Path("exp_norms.py")))
+    args = common.resolved(args.but(depth=6))
     model = exp_norms.build(args, common.load_data(args))
     sizes = {part: sum(p.numel() for p in of.values()) for part, of in parts(model).items()}
     assert (sizes["gamma"], sizes["beta"], sizes["position"]) == (1664, 1664, 16 * 128)
