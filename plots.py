@@ -82,6 +82,11 @@ def holds(parts: list[Table], kind: type) -> bool:
     return False
 
 
+def caption(name: str, entries: dict) -> str:
+    """What a table or figure shows, in one line: the docstring of the function that makes it."""
+    return " ".join((entries[name].make.__doc__ or name).split())
+
+
 def write_table(
     name: str, parts: list[Table], folder: Path, formats: set[str], in_full: bool
 ) -> None:
@@ -93,7 +98,7 @@ def write_table(
         means = ", mean ± sample standard deviation (number of seeds)"
     if holds(parts, Difference):
         differences = "; differences over paired seeds with their 95 % interval"
-    about = " ".join((TABLES[name].make.__doc__ or name).split()).rstrip(".")
+    about = caption(name, TABLES).rstrip(".")
     paragraphs = [f"{about}{means}{differences}."]
     for part in parts:
         paragraphs += [f"**{printable(part.title)}**", markdown(part.shown())]
@@ -108,8 +113,8 @@ def write_table(
     if "tex" in formats:
         captions = [f"{part.title}{means}. {part.note}".strip() for part in parts]
         tables = []
-        for i, (part, caption) in enumerate(zip(parts, captions, strict=True), 1):
-            tables.append(latex(part.shown(), caption, f"{name}-{i}"))
+        for i, (part, above) in enumerate(zip(parts, captions, strict=True), 1):
+            tables.append(latex(part.shown(), above, f"{name}-{i}"))
         text = "\n".join(tables)
         (folder / f"{name}.tex").write_text(text, encoding="utf-8")
     if "csv" in formats:
@@ -248,7 +253,7 @@ def make(args, runs: pd.DataFrame, measured: pd.DataFrame) -> None:
     """Makes the tables, then the figures, that were asked for, and names those without runs."""
     sources = {"distinct": distinct(runs), "all": runs, "bench": measured}
     drawn = sources["distinct"].map(without_formulas)
-    formats = set(args.format)
+    formats, made = set(args.format), []
     for name, entry in TABLES.items():
         if name not in (args.only or TABLES):
             continue
@@ -257,13 +262,21 @@ def make(args, runs: pd.DataFrame, measured: pd.DataFrame) -> None:
         if parts:
             in_full = name in (args.only or IN_FULL)
             write_table(name, parts, args.out / "tables", formats, in_full)
+            made.append(f"| [{name}]({name}.md) | {caption(name, TABLES)} |")
         else:
             print(f"table {name}: not run yet: python {entry.command}")
     for name, entry in FIGURES.items():
         if name not in (args.only or FIGURES):
             continue
-        if not draw_figures(name, drawn, args.out / "figures", formats):
+        if draw_figures(name, drawn, args.out / "figures", formats):
+            made.append(f"| figure {name} | {caption(name, FIGURES)} |")
+        else:
             print(f"figure {name}: not run yet: python {entry.command}")
+    if made and "md" in formats and not args.only:
+        index = ["| table or figure | what it shows |", "| --- | --- |", *made]
+        path = args.out / "tables" / "index.md"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text("\n".join(index) + "\n", encoding="utf-8")
 
 
 if __name__ == "__main__":

@@ -183,9 +183,11 @@ def test_every_table_and_figure_is_made(capsys):
     assert plots.main(["--out", "out"]) == 0
     printed = capsys.readouterr()
     assert "not run yet" not in printed.out and not printed.err
-    assert {path.name for path in Path("out/tables").iterdir()} == {
-        f"{name}.{kind}" for name in plots.TABLES for kind in ("md", "tex", "csv")
-    }
+    names = {f"{name}.{kind}" for name in plots.TABLES for kind in ("md", "tex", "csv")}
+    assert {path.name for path in Path("out/tables").iterdir()} == names | {"index.md"}
+    index = Path("out/tables/index.md").read_text()
+    assert all(f"({name}.md)" in index for name in plots.TABLES)
+    assert all(f"figure {name} |" in index for name in plots.FIGURES)
     assert "| width, at depth 14 | 3 | 2 | −0.36" in Path("out/tables/power_law.md").read_text()
     variants = Path("out/tables/variants.md").read_text()
     assert "| −10.5 (−16.9 to −4.1) |" in variants.partition("digits-blurred beside digits")[2]
