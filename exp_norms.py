@@ -188,34 +188,39 @@ def shares(model, data, args):
 
 
 def compare(args):
-    norms, trains = args.varied["norm"], args.varied["train"]
-    if args.arch == "vit":
-        if "norm" in args.given and set(norms) != {"ln"}:
-            raise UserError(f"--norm {' '.join(norms)}: a vit has LayerNorm: give ln, or leave it")
-        norms = ["ln"]
-    if args.arch == "mlp":
-        if "depth" in args.given or args.width != 1:
-            raise UserError("an mlp has no --depth and no --width: --hidden says both")
-        if "in" in norms:
-            raise UserError("--norm in: over the image, and a hidden layer of an mlp has none")
-        hidden = args.hidden or [512, 512, 512]
-        args = args.but(hidden=hidden, varied=args.varied | {"depth": [len(hidden) + 1]})
-    if args.bn == "after" and args.arch != "resnet":
-        raise UserError(f"--bn after is of a resnet, not of --arch {args.arch}")
-    if args.arch != "mlp" and args.hidden:
-        raise UserError(f"--hidden is of an mlp, not of --arch {args.arch}")
-    if args.arch == "vit":
-        args = args.but(varied=args.varied | {"depth": [d or 6 for d in args.varied["depth"]]})
-    depths, rates, seeds = (args.varied[name] for name in ("depth", "lr", "seed"))
-    runs = []
-    for norm in norms:
+    args, runs = of_arch(args), []
+    for norm in args.varied["norm"]:
         # BatchNorm's γ and β have a word of their own, by which the other scripts' runs are called
-        of_norm = [in_words_of(norm, train) for train in trains]
-        runs += common.grid(args, depth=depths, norm=[norm], train=of_norm, lr=rates, seed=seeds)
+        trains = [in_words_of(norm, train) for train in args.varied["train"]]
+        lists = {name: args.varied[name] for name in ("depth", "lr", "seed")}
+        runs += common.grid(args, norm=[norm], train=trains, **lists)
     code, outcomes = common.run_grid(runs, run)
     if not args.dry_run:
         report(common.table_of(outcomes))
     return code
+
+
+def of_arch(args):
+    """What the architecture decides filled in. Raises UserError for what has no part in it."""
+    varied, asked = dict(args.varied), args.given
+    if args.arch != "resnet" and args.bn == "after":
+        raise UserError(f"--bn after is of a resnet, not of --arch {args.arch}")
+    if args.arch != "mlp" and args.hidden:
+        raise UserError(f"--hidden is of an mlp, not of --arch {args.arch}")
+    if args.arch == "vit":
+        if "norm" in asked and set(varied["norm"]) != {"ln"}:
+            raise UserError("a vit has LayerNorm: give --norm ln, or leave it out")
+        varied |= {"norm": ["ln"], "depth": [depth or 6 for depth in varied["depth"]]}
+    if args.arch == "mlp":
+        if "depth" in asked or args.width != 1:
+            raise UserError("an mlp has no --depth and no --width: --hidden says both")
+        if "in" in varied["norm"]:
+            if "norm" in asked:
+                raise UserError("--norm in: over the image, and a hidden layer of an mlp has none")
+            varied["norm"] = [norm for norm in varied["norm"] if norm != "in"]
+        args = args.but(hidden=args.hidden or [512, 512, 512])
+        varied["depth"] = [len(args.hidden) + 1]
+    return args.but(varied=varied)
 
 
 def in_words_of(norm, train):

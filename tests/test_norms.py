@@ -187,6 +187,7 @@ def test_the_share_of_dead_features_is_measured_after_every_epoch(capsys):
         ("--arch vit --norm bn", "LayerNorm"),
         ("--arch mlp --depth 3", "--hidden"),
         ("--arch mlp --norm in", "hidden layer"),
+        ("--arch mlp --bn after", "of a resnet"),
         ("--hidden 32", "of an mlp"),
         ("--train position", "'position' is no part"),
     ],
