@@ -1,15 +1,20 @@
 #!/usr/bin/env bash
-# The list, top to bottom, one process with one thread; every run goes on where it was stopped, so
-# the same command begins and continues it. Run it in a clone at the commit of the first runs,
-# 0340d27197, with the images in data/cifar10-jpeg:
+# The study as it is made here: one process with one thread, first the pairs of bf16 and fp32 of
+# list.txt, then evidence/study.sh from its first item to its last. Every run goes on where it was
+# stopped, so the same command begins and continues it. In a clone of its own, which stays at one
+# commit, with the images in data/cifar10-jpeg:
 #
-#     git clone . ../study && cd ../study && git checkout 0340d27197
-#     cp -r PROJECT/evidence/study/runs PROJECT/evidence/study/runs-checkpoints .
-#     bash PROJECT/evidence/study/run.sh PROJECT/evidence/study/list.txt
+#     git clone . ../study && cd ../study
+#     cp -r evidence/study/runs evidence/study/runs-checkpoints .
+#     bash evidence/study/run.sh
+#
+# The runs of list.txt were begun at 0340d27197, whose checkpoints later versions open.
 export OMP_NUM_THREADS=1
+places=(--results runs --checkpoints runs-checkpoints --quiet)
 while read -r script rest; do
   echo "== $(date +%T) $script $rest"
   # shellcheck disable=SC2086
   python "$script" --dataset imagefolder --data data/cifar10-jpeg --image-size 16 $rest \
-    --results runs --checkpoints runs-checkpoints --quiet < /dev/null
-done < "$1"
+    "${places[@]}" < /dev/null
+done < evidence/study/list.txt
+bash evidence/study.sh "${places[@]}"
