@@ -15,7 +15,7 @@ import harness  # noqa: F401, before torch, which reads what it sets
 import math
 import time
 from collections.abc import Callable
-from contextlib import nullcontext
+from contextlib import closing, nullcontext
 from functools import cached_property, partial
 from pathlib import Path
 from typing import NamedTuple
@@ -527,7 +527,8 @@ def train(model, data, args, made: Recipe, run: Run | None, also=None) -> None:
     n, unit = len(sizes), " batches"
     bar = progress_bar(total=args.epochs * n, initial=done * n, unit=unit, disable=args.quiet)
     in_bf16 = frozen_in(torch.bfloat16, model) if args.precision == "bf16" else nullcontext()
-    with bar, in_bf16, speed.training_step(train_step, model, args) as step:
+    compiled = speed.training_step(train_step, model, args)
+    with bar, in_bf16, closing(recorder), compiled as step:
         for epoch in range(done + 1, args.epochs + 1):
             bar.set_description(f"epoch {epoch}/{args.epochs}", refresh=False)
             began = time.perf_counter()

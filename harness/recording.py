@@ -15,7 +15,7 @@ from harness.errors import Damaged, UserError, taken_apart
 from harness.files import read_checkpoint, write_table
 from harness.parts import norms
 from harness.runs import COLUMNS, Run, is_finite
-from harness.telling import show
+from harness.telling import open_board, show
 
 
 class Recorder:
@@ -26,7 +26,7 @@ class Recorder:
 
     def __init__(self, run: Run | None, model: nn.Module, data: Data, args: Settings, test):
         self.run, self.model, self.data, self.args, self.test = run, model, data, args, test
-        self.frozen = checkpoints.fingerprint(model)
+        self.frozen, self.board = checkpoints.fingerprint(model), None
         self.affine = {name: norm for name, norm in norms(model).items() if has_shift(norm)}
         self.start = {
             name: (norm.weight.detach().clone(), norm.bias.detach().clone())
@@ -58,7 +58,8 @@ class Recorder:
         if run is None:
             return
         if args.tensorboard:
-            show(epoch, measured, [norm.weight for norm in self.affine.values()], run)
+            self.board = self.board or open_board(run, epoch)
+            show(self.board, epoch, measured, [norm.weight for norm in self.affine.values()])
         if not is_finite(measured):
             run.append(epoch, measured, seconds)
         elif epoch < args.epochs:
@@ -71,6 +72,10 @@ class Recorder:
             run.save(epoch, self.known() | checkpoints.state(self.model, frozen))
             run.append(epoch, measured, seconds)
             run.previous.unlink(missing_ok=True)
+
+    def close(self) -> None:
+        if self.board:
+            self.board.close()
 
     def known(self) -> dict:
         """What a checkpoint says of the run, so that predict.py can build its network."""

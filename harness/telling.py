@@ -41,17 +41,22 @@ def summarise(outcome: Outcome, args: Settings) -> None:
         )
 
 
-def show(epoch: int, measured: dict[str, float], gammas: list[torch.Tensor], run: Run) -> None:
-    """Losses, accuracies and γ's histogram for TensorBoard, in
-    results/EXPERIMENT/tensorboard/RUN."""
+def open_board(run: Run, epoch: int):
+    """TensorBoard's writer of one start of a run, from `epoch` on, in
+    results/EXPERIMENT/tensorboard/RUN; what an earlier start wrote of later epochs is void."""
     from torch.utils.tensorboard import SummaryWriter
 
-    folder = run.csv.parent / "tensorboard" / run.name
-    with SummaryWriter(folder, purge_step=epoch) as board:
-        for key, value in measured.items():
-            board.add_scalar(key, value, epoch)
-        values = torch.cat(
-            [gamma.detach().float().reshape(-1).cpu() for gamma in gammas] or [torch.empty(0)]
-        )
-        if len(values) and values.abs().max() < 1e20:  # TensorBoard's histograms end there
-            board.add_histogram("gamma", values, epoch)
+    return SummaryWriter(run.csv.parent / "tensorboard" / run.name, purge_step=epoch)
+
+
+def show(board, epoch: int, measured: dict[str, float], gammas: list[torch.Tensor]) -> None:
+    """Losses, accuracies and γ's histogram."""
+    for key, value in measured.items():
+        board.add_scalar(key, value, epoch)
+    values = torch.cat([gamma.detach().float().reshape(-1).cpu() for gamma in gammas] or [EMPTY])
+    if len(values) and values.abs().max() < 1e20:  # TensorBoard's histograms end there
+        board.add_histogram("gamma", values, epoch)
+    board.flush()
+
+
+EMPTY = torch.empty(0)

@@ -103,3 +103,4 @@ def test_tensorboard():
         round(float(row["test_acc"]), 2) for row in rows(the_csv())
     ]
     assert found.Tags()["histograms"] == ["gamma"]
+    assert len(list(Path("results/bn_only/tensorboard").glob("*/*"))) == 1
