@@ -176,7 +176,8 @@ def findings(runs: pd.DataFrame) -> Iterator[Finding]:
     for title, sweep in sweeps(runs[runs.arch == "vit"], "train"):
         for finding in of_transformers(sweep):
             yield finding.of(title, sweep)
-    for title, sweep in sweeps(runs[(runs.arch == "mlp") & (runs.bn == "none")], "train"):
+    biased = at_own_rate(runs[(runs.arch == "mlp") & (runs.bn == "none")])
+    for title, sweep in sweeps(biased, "train", "lr"):
         for finding in of_biases(sweep):
             yield finding.of(title, sweep)
     fair = at_own_rate(resnets(usual_start(runs)).query("width == 1"))
@@ -357,8 +358,9 @@ def of_biases(sweep: pd.DataFrame) -> Iterator[Finding]:
     cells = dict(list(sweep.groupby("train")))
     figure = paired(cells.get("all"), cells.get("bias"))
     if figure:
-        case = f"all − bias, {network_label(sweep.iloc[0])}"
-        yield Finding(15, case, figure, AS_GOOD)
+        rates = sweep.groupby("train").lr.first()
+        case = f"all (rate {rates['all']:g}) − bias (rate {rates['bias']:g})"
+        yield Finding(15, f"{case}, {network_label(sweep.iloc[0])}", figure, AS_GOOD)
 
 
 def of_fair_rates(sweep: pd.DataFrame) -> Iterator[Finding]:

@@ -13,6 +13,7 @@ gray."""
 from __future__ import annotations
 
 import itertools
+import math
 from collections.abc import Callable, Iterator
 from typing import NamedTuple
 
@@ -143,6 +144,8 @@ def odds_scale(axis) -> None:
     low, high = max(low, 2), min(high, 99.7)
     axis.set_yscale("function", functions=(log_odds, percent))
     ticks = [tick for tick in ODDS if low <= tick <= high]
+    if len(ticks) < 3:
+        ticks = range(math.ceil(low), math.floor(high) + 1)
     axis.set_yticks(ticks, [f"{tick:g}" for tick in ticks])
     axis.minorticks_off()
     axis.set_ylim(low, high)
@@ -507,7 +510,7 @@ def dead_features(runs):
         for column, what, dashes in (("dead", "dead", "-"), ("small_gammas", "|γ| < 0.01", "--")):
             curves = [record.epochs.set_index("epoch")[column] for record in cell.record]
             curves = pd.concat(curves, axis=1)
-            label = f"{what}, weight decay {decay:g} ({seeds(cell)})"
+            label = f"{what}, decay {decay:g} ({seeds(cell)})"
             style = {"color": colour, "linestyle": dashes}
             draw_line(axis, curves.index, Mean.of_rows(curves), label, **style)
     axis.set(ylim=(0, None))

@@ -52,7 +52,10 @@ def distinct(runs: pd.DataFrame) -> pd.DataFrame:
         runs = runs.assign(experiment=runs.experiment.mask(edited, version))
     ours = runs.experiment.isin(OURS) & runs.bn_weight.isna()
     runs = runs.assign(experiment=runs.experiment.mask(ours, ""))
-    return runs.drop_duplicates([*settings_of(runs), "seed"])
+    # of equal runs that which says most: a script may have measured more than another
+    fullest = runs.notna().sum(axis=1).sort_values(ascending=False, kind="stable").index
+    kept = runs.loc[fullest].drop_duplicates([*settings_of(runs), "seed"]).index
+    return runs[runs.index.isin(kept)]
 
 
 def of_users(runs: pd.DataFrame) -> pd.Series:
@@ -220,11 +223,11 @@ def best_rates(runs: pd.DataFrame) -> dict[tuple, float]:
     trials = runs[(runs.val_fraction > 0) & runs.val_acc.notna()]
     chosen = {}
     for method, tried in trials.groupby(["norm", "train"]):
-        tried = tried[tried.epochs == tried.epochs.max()]
-        tried = tried[tried.depth == tried.depth.min()]
-        accuracies = tried.groupby("lr").val_acc.mean()
-        if len(accuracies) > 1:
-            chosen[method] = accuracies.idxmax()
+        for _, of_length in tried.groupby("epochs"):  # the longest comes last
+            of_depth = of_length[of_length.depth == of_length.depth.min()]
+            accuracies = of_depth.groupby("lr").val_acc.mean()
+            if len(accuracies) > 1:
+                chosen[method] = accuracies.idxmax()
     return chosen
 
 

@@ -257,9 +257,13 @@ def test_transformers_biases_and_fair_rates_are_judged():
     for seed, noise in enumerate((-0.2, 0, 0.2)):
         for train, accuracy in steps.items():
             pretend(seed, accuracy + noise, "norms", train=train, arch="vit", norm="ln", depth=6)
-        for train, accuracy in (("all", 97), ("bias", 94)):
-            shape = {"arch": "mlp", "depth": 2, "hidden": "32000", "bn": "none"}
-            pretend(seed, accuracy + noise, "mlp_lenet", train=train, **shape)
+        for train, accuracy, best in (("all", 97, 0.1), ("bias", 94, 10)):
+            known = {"arch": "mlp", "depth": 2, "hidden": "32000", "bn": "none", "train": train}
+            for lr in (0.1, 10):
+                tried = {"val_fraction": 0.2, "val_acc": 50 + (lr == best)}
+                pretend(seed, 0, "mlp_lenet", lr=lr, **tried, **known)
+                reached = accuracy + noise if lr == best else 10
+                pretend(seed, reached, "mlp_lenet", lr=lr, **known)
         for train, best in (("bn", 0.1), ("random:2", 0.3)):
             for lr in (0.1, 0.3):
                 pretend(seed, 0, train=train, lr=lr, val_fraction=0.2, val_acc=50 + (lr == best))
@@ -267,7 +271,7 @@ def test_transformers_biases_and_fair_rates_are_judged():
     found = verdicts()
     assert found["what norm adds to output − what input adds then"] == "confirmed"
     assert found["what norm adds to output − what position adds then"] == "confirmed"
-    assert found["all − bias, MLP 32000"] == "contradicted"
+    assert found["all (rate 0.1) − bias (rate 10), MLP 32000"] == "contradicted"
     assert found["bn (rate 0.1) − random:2 (rate 0.3), depth 14"] == "confirmed"
 
 
