@@ -225,4 +225,4 @@ def test_a_step_with_random_entries_costs_little_more_than_one_of_all():
                 seconds[train].append(time.process_time() - began)
     finally:
         torch.set_num_threads(threads)
-    assert min(seconds["random:2"]) < 1.15 * min(seconds["all"])
+    assert min(seconds["random:2"]) < 1.3 * min(seconds["all"])
