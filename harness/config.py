@@ -224,8 +224,7 @@ class Settings:
         "bn",
         "all, none, all-WORD (all but it), or words joined with +: gamma and beta of every "
         "normalisation, norm (both), bn (both, of BatchNorm), bias (every additive vector), "
-        "output, "
-        "shortcut, conv, hidden, random:K (K entries of each channel)",
+        "output, shortcut, conv, hidden, random:K (K entries of each channel)",
         metavar="WORDS",
     )
     gamma_init: str = of_network(

@@ -72,16 +72,16 @@ def checked(name: str, images, labels) -> tuple[dict, dict]:
         y = labels.get(split, np.empty(0))
         if x.ndim != 4 or (x.shape[1] in (1, 3) and x.shape[3] not in (1, 3)):
             refuse(f"{split} images of shape {x.shape}", "(N, height, width, channels)")
-        if x.dtype.kind not in "iub" or x.min() < 0 or x.max() > 255:
-            refuse(
-                f"{split} images of {x.dtype} from {x.min():g} to {x.max():g}", "bytes, 0 to 255"
-            )
+        if x.dtype != np.uint8 and (x.dtype.kind not in "iub" or x.min() < 0 or x.max() > 255):
+            found = f"{split} images of {x.dtype} from {x.min():g} to {x.max():g}"
+            refuse(found, "bytes, 0 to 255")
         if y.shape != x.shape[:1]:
             refuse(f"{len(x)} {split} images and labels of shape {y.shape}", "one label an image")
-        if y.dtype.kind not in "iu" or set(np.unique(y)) != set(range(len(np.unique(y)))):
-            refuse(f"{split} labels {list(np.unique(y)[:5])} …", "0, 1, 2, … without a gap")
-    images = {split: x.astype(np.uint8) for split, x in images.items()}
-    return images, {split: y.astype(np.int64) for split, y in labels.items()}
+        known = np.unique(y)
+        if y.dtype.kind not in "iu" or not np.array_equal(known, np.arange(len(known))):
+            refuse(f"{split} labels {list(known[:5])} …", "0, 1, 2, … without a gap")
+    images = {split: x.astype(np.uint8, copy=False) for split, x in images.items()}
+    return images, {split: y.astype(np.int64, copy=False) for split, y in labels.items()}
 
 
 def split_batches(order: torch.Tensor, batch_size: int) -> list[torch.Tensor]:

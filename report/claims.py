@@ -165,8 +165,7 @@ def findings(runs: pd.DataFrame) -> Iterator[Finding]:
     for title, sweep in sweeps(resnets(usual_start(runs)), "depth", "width", "train"):
         for finding in of_resnets(sweep):
             yield finding.of(title, sweep)
-    narrow = at_own_rate(of_kinds(runs))
-    for title, sweep in sweeps(narrow[narrow.train == "norm"], "norm", "lr", "depth"):
+    for title, sweep in sweeps(at_own_rate(of_kinds(runs)), "norm", "lr", "depth"):
         for finding in of_norms(sweep):
             yield finding.of(title, sweep)
     decayed = resnets(usual_start(runs)).query("width == 1 and train == 'bn'")
@@ -178,11 +177,13 @@ def findings(runs: pd.DataFrame) -> Iterator[Finding]:
             yield finding.of(title, sweep)
     biased = at_own_rate(runs[(runs.arch == "mlp") & (runs.bn == "none")])
     for title, sweep in sweeps(biased, "train", "lr"):
-        for finding in of_biases(sweep):
+        network = network_label(sweep.iloc[0])
+        for finding in at_own_rates(15, "all", "bias", sweep, network, AS_GOOD):
             yield finding.of(title, sweep)
     fair = at_own_rate(resnets(usual_start(runs)).query("width == 1"))
     for title, sweep in sweeps(fair[fair.train.isin(["bn", "random:2"])], "train", "lr"):
-        for finding in of_fair_rates(sweep):
+        depth = f"depth {sweep.depth.iloc[0]:g}"
+        for finding in at_own_rates(16, "bn", "random:2", sweep, depth, ABOVE):
             yield finding.of(title, sweep)
     placed = resnets(start_of_any_kind(runs[runs.norm == "bn"])).query("width == 1")
     placed = placed.assign(bn=placed.bn.astype(object).fillna("before"))
@@ -354,23 +355,15 @@ def of_transformers(sweep: pd.DataFrame) -> Iterator[Finding]:
             yield Finding(14, f"what norm adds to output − what {what} adds then", figure)
 
 
-def of_biases(sweep: pd.DataFrame) -> Iterator[Finding]:
+def at_own_rates(claim: int, a: str, b: str, sweep: pd.DataFrame, where: str, test: Claim) -> list:
+    """The finding on `a` − `b`, what was trained, each at its one learning rate; none without
+    paired runs."""
     cells = dict(list(sweep.groupby("train")))
-    figure = paired(cells.get("all"), cells.get("bias"))
-    if figure:
-        rates = sweep.groupby("train").lr.first()
-        case = f"all (rate {rates['all']:g}) − bias (rate {rates['bias']:g})"
-        yield Finding(15, f"{case}, {network_label(sweep.iloc[0])}", figure, AS_GOOD)
-
-
-def of_fair_rates(sweep: pd.DataFrame) -> Iterator[Finding]:
-    cells = dict(list(sweep.groupby("train")))
-    figure = paired(cells.get("bn"), cells.get("random:2"))
-    if figure:
-        rates = sweep.groupby("train").lr.first()
-        case = f"bn (rate {rates['bn']:g}) − random:2 (rate {rates['random:2']:g})"
-        case += f", depth {sweep.depth.iloc[0]:g}"
-        yield Finding(16, case, figure)
+    figure = paired(cells.get(a), cells.get(b))
+    if figure is None:
+        return []
+    named = [f"{train} (rate {cells[train].lr.iloc[0]:g})" for train in (a, b)]
+    return [Finding(claim, f"{' − '.join(named)}, {where}", figure, test)]
 
 
 # ------------------------------------------------------------------------------- values of one run

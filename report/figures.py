@@ -243,6 +243,11 @@ def tables_of(runs: pd.DataFrame, kind: str) -> list[pd.DataFrame]:
     return [table for table in tables if table is not None]
 
 
+def by_epoch(runs: pd.DataFrame, column: str) -> pd.DataFrame:
+    """What `column` of the records says: a row for each epoch, a column for each of `runs`."""
+    return pd.concat([run.epochs.set_index("epoch")[column] for run in runs.record], axis=1)
+
+
 def learned(runs: pd.DataFrame) -> tuple[Chosen, dict[str, list[pd.DataFrame]]] | None:
     """The deepest network of which γ and β alone and everything were trained, and what it learned
     by what was trained: tables of its channels."""
@@ -336,8 +341,7 @@ def norms(runs):
     def several(sweep: pd.DataFrame) -> bool:
         return sweep.norm.nunique() > 1 and sweep.depth.nunique() > 1
 
-    of_norm = of_kinds(runs).query("train == 'norm'")
-    chosen = main_sweep(at_own_rate(of_norm), "norm", "lr", "depth", having=several)
+    chosen = main_sweep(at_own_rate(of_kinds(runs)), "norm", "lr", "depth", having=several)
     if chosen is None:
         return None
     figure, (axis,) = panel(chosen.title, "depth (layers)", "test accuracy (%)")
@@ -429,8 +433,7 @@ def learning_curves(runs):
     figure, (axis,) = panel(chosen.title, "epoch", "test accuracy (%)")
     for train in sorted(set(chosen.sweep.train) - {"none"}, key=rank):
         cell, label = of_train(chosen.sweep, train)
-        curves = [record.epochs.set_index("epoch").test_acc for record in cell.record]
-        curves = pd.concat(curves, axis=1)
+        curves = by_epoch(cell, "test_acc")
         style = look(train) | {"marker": ""}
         draw_line(axis, curves.index, Mean.of_rows(curves), label, **style)
     odds_scale(axis)
@@ -508,8 +511,7 @@ def dead_features(runs):
     figure, (axis,) = panel(chosen.title, "epoch", "share of channels (%)")
     for (decay, cell), colour in zip(cells(chosen.sweep, "weight_decay"), PALETTE, strict=False):
         for column, what, dashes in (("dead", "dead", "-"), ("small_gammas", "|γ| < 0.01", "--")):
-            curves = [record.epochs.set_index("epoch")[column] for record in cell.record]
-            curves = pd.concat(curves, axis=1)
+            curves = by_epoch(cell, column)
             label = f"{what}, decay {decay:g} ({seeds(cell)})"
             style = {"color": colour, "linestyle": dashes}
             draw_line(axis, curves.index, Mean.of_rows(curves), label, **style)

@@ -242,9 +242,10 @@ def at_own_rate(runs: pd.DataFrame) -> pd.DataFrame:
 
 
 def of_kinds(runs: pd.DataFrame) -> pd.DataFrame:
-    """ResNets of width 1 of any normalisation, `train` in one word for all: `norm`."""
-    runs = resnets(start_of_any_kind(runs)).query("width == 1")
-    return runs.assign(train=runs.train.replace("bn", "norm"))
+    """ResNets of width 1 of which γ and β alone are trained, of any normalisation, `train` in one
+    word for all: `norm`."""
+    runs = resnets(start_of_any_kind(runs)).query("width == 1 and train in ('bn', 'norm')")
+    return runs.assign(train="norm")
 
 
 def davis_frank_sweeps(runs: pd.DataFrame) -> Iterator[tuple]:

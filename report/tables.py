@@ -272,7 +272,7 @@ def power_law(runs):
 def norms(runs):
     """γ and β of BatchNorm, of other normalisations and of none (γx + β), alone trained, by depth
     and learning rate; with a validation split, the accuracy there, too."""
-    for title, sweep in sweeps(of_kinds(runs).query("train == 'norm'"), "norm", "lr", "depth"):
+    for title, sweep in sweeps(of_kinds(runs), "norm", "lr", "depth"):
         if sweep.norm.nunique() < 2:
             continue
         rows = []

@@ -218,11 +218,11 @@ def test_a_step_with_random_entries_costs_little_more_than_one_of_all():
         )
     torch.set_num_threads(1)
     try:
-        for _ in range(7):
+        for _ in range(15):
             for train, words in steps.items():
                 began = time.process_time()
                 common.train_step(*words)
                 seconds[train].append(time.process_time() - began)
     finally:
         torch.set_num_threads(threads)
-    assert min(seconds["random:2"]) < 1.3 * min(seconds["all"])
+    assert min(seconds["random:2"]) < 1.15 * min(seconds["all"])

@@ -143,29 +143,9 @@ def test_every_table_and_figure_is_made(capsys):
                 tried = {"train": "norm" if kind else "bn", "lr": lr, "norm": kind}
                 pretend(seed, 45, "norms", val_fraction=0.2, val_acc=400 * lr, **tried)
         pretend(seed, 45, "norms", train="norm+output", norm="ln", arch="vit", depth=6)
-        pretend(
-            seed,
-            50,
-            "mlp_lenet",
-            arch="mlp",
-            depth=4,
-            train="bn",
-            bn="before",
-            activation="relu",
-            hidden="512-512",
-        )
-        pretend(
-            seed,
-            50,
-            "mlp_lenet_tune",
-            arch="mlp",
-            depth=4,
-            train="bn",
-            bn="before",
-            activation="relu",
-            hidden="512-512",
-            val_acc=50,
-        )
+        mlp = {"arch": "mlp", "depth": 4, "train": "bn", "bn": "before", "hidden": "512-512"}
+        pretend(seed, 50, "mlp_lenet", activation="relu", **mlp)
+        pretend(seed, 50, "mlp_lenet_tune", activation="relu", val_acc=50, **mlp)
         for weight in (0.1, 1.0):
             pretend(
                 seed,
