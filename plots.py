@@ -262,21 +262,21 @@ def make(args, runs: pd.DataFrame, measured: pd.DataFrame) -> None:
         if parts:
             in_full = name in (args.only or IN_FULL)
             write_table(name, parts, args.out / "tables", formats, in_full)
-            made.append(f"| [{name}]({name}.md) | {caption(name, TABLES)} |")
+            made.append((f"[{name}]({name}.md)", caption(name, TABLES)))
         else:
             print(f"table {name}: not run yet: python {entry.command}")
     for name, entry in FIGURES.items():
         if name not in (args.only or FIGURES):
             continue
         if draw_figures(name, drawn, args.out / "figures", formats):
-            made.append(f"| figure {name} | {caption(name, FIGURES)} |")
+            made.append((f"figure {name}", caption(name, FIGURES)))
         else:
             print(f"figure {name}: not run yet: python {entry.command}")
     if made and "md" in formats and not args.only:
-        index = ["| table or figure | what it shows |", "| --- | --- |", *made]
+        index = pd.DataFrame(made, columns=["table or figure", "what it shows"])
         path = args.out / "tables" / "index.md"
         path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text("\n".join(index) + "\n", encoding="utf-8")
+        path.write_text(markdown(index) + "\n", encoding="utf-8")
 
 
 if __name__ == "__main__":
