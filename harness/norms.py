@@ -18,10 +18,8 @@ class ScaleShift(nn.Module):
 
     def __init__(self, channels: int):
         super().__init__()
-        self.weight, self.bias = (
-            nn.Parameter(torch.ones(channels)),
-            nn.Parameter(torch.zeros(channels)),
-        )
+        self.weight = nn.Parameter(torch.ones(channels))
+        self.bias = nn.Parameter(torch.zeros(channels))
         self.register_buffer("mean", torch.zeros(channels), persistent=False)
         self.register_buffer("variance", torch.ones(channels), persistent=False)
 

@@ -85,7 +85,8 @@ class Finding(NamedTuple):
     epochs: int = 0
 
     def of(self, title: str, sweep: pd.DataFrame) -> Finding:
-        """The finding as that of a sweep's recipe."""
+        """The finding as that of a sweep's recipe, to which it may have added."""
+        title = ", ".join(filter(None, [title, self.title]))
         return self._replace(title=title, epochs=sweep.epochs.max())
 
     @property
@@ -299,22 +300,22 @@ def of_davis_frank(network: str, baselines: dict, others: list) -> Iterator[Find
 def of_norms(sweep: pd.DataFrame) -> Iterator[Finding]:
     """BatchNorm against each other kind at each depth; and whether the gap grows with depth."""
     cells = dict(list(sweep.groupby(["norm", "depth"])))
-    rates = sweep.groupby("norm").lr.first()
     for kind in sorted(set(sweep.norm) - {"bn"}, key=kind_rank):
         depths = sorted(depth for norm, depth in cells if norm == kind and ("bn", depth) in cells)
         gaps = {depth: gap(cells["bn", depth], cells[kind, depth]) for depth in depths}
+        rates = rates_of(sweep[sweep.norm == "bn"], sweep[sweep.norm == kind])
         for depth, differences in gaps.items():
             if len(differences):
                 figure = Difference.of(differences)
-                case = f"bn − {kind} (rates {rates['bn']:g}, {rates[kind]:g}), depth {depth:g}"
-                yield Finding(12, case, figure, AS_GOOD)
+                case = f"bn − {kind}, depth {depth:g}"
+                yield Finding(12, case, figure, AS_GOOD, title=rates)
         if len(depths) > 1:
             low, high = depths[0], depths[-1]
             growth = (gaps[high] - gaps[low]).dropna()
             if len(growth):
                 figure = Difference.of(growth)
                 case = f"bn − {kind}: depth {high:g} − depth {low:g}"
-                yield Finding(12, case, figure, AS_GOOD)
+                yield Finding(12, case, figure, AS_GOOD, title=rates)
 
 
 def gap(a: pd.DataFrame, b: pd.DataFrame) -> pd.Series:
@@ -362,8 +363,12 @@ def at_own_rates(claim: int, a: str, b: str, sweep: pd.DataFrame, where: str, te
     figure = paired(cells.get(a), cells.get(b))
     if figure is None:
         return []
-    named = [f"{train} (rate {cells[train].lr.iloc[0]:g})" for train in (a, b)]
-    return [Finding(claim, f"{' − '.join(named)}, {where}", figure, test)]
+    rates = rates_of(cells[a], cells[b])
+    return [Finding(claim, f"{a} − {b}, {where}", figure, test, title=rates)]
+
+
+def rates_of(a: pd.DataFrame, b: pd.DataFrame) -> str:
+    return f"rates {a.lr.iloc[0]:g} and {b.lr.iloc[0]:g}"
 
 
 # ------------------------------------------------------------------------------- values of one run

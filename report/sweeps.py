@@ -24,6 +24,7 @@ RECIPE = (
     "val_fraction augment epochs batch_size optimizer lr momentum weight_decay schedule"
     " warmup_epochs"
 ).split()
+METHOD = ["norm", "train", "batch_size"]  # what has a learning rate of its own
 START = {"gamma_init": "uniform", "beta_init": "zeros", "weight_init": "he_normal"}
 OURS = ("bn_only", "random_params", "depth_width", "bn_init", "norms")  # they share their runs
 APART = ("bn_init", "mlp_lenet", "mlp_lenet_tune")  # experiments that have tables of their own
@@ -217,12 +218,12 @@ def matched(sweep: pd.DataFrame) -> Iterator[tuple[pd.DataFrame, pd.DataFrame]]:
 
 
 def best_rates(runs: pd.DataFrame) -> dict[tuple, float]:
-    """The learning rate of each normalisation and choice of trained parameters whose accuracy on a
-    validation split, the mean over seeds, is the best, where several rates were tried: by the
-    longest of such trials, of the shallowest network."""
+    """The learning rate of each METHOD whose accuracy on a validation split, the mean over seeds,
+    is the best, where several rates were tried: by the longest of such trials, of the shallowest
+    network."""
     trials = runs[(runs.val_fraction > 0) & runs.val_acc.notna()]
     chosen = {}
-    for method, tried in trials.groupby(["norm", "train"]):
+    for method, tried in trials.groupby(METHOD):
         for _, of_length in tried.groupby("epochs"):  # the longest comes last
             of_depth = of_length[of_length.depth == of_length.depth.min()]
             accuracies = of_depth.groupby("lr").val_acc.mean()
@@ -236,7 +237,7 @@ def at_own_rate(runs: pd.DataFrame) -> pd.DataFrame:
     were not compared, none."""
     chosen = best_rates(runs)
     finals = runs[runs.val_fraction == 0]
-    methods = zip(finals.norm, finals.train, strict=True)
+    methods = finals[METHOD].itertuples(index=False, name=None)
     rates = pd.Series([chosen.get(method) for method in methods], finals.index, dtype=float)
     return finals[finals.lr == rates]
 

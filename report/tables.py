@@ -18,6 +18,7 @@ from report.registry import table
 from report.stats import Difference, Mean, comparisons, p_text, p_values, paired, signed
 from report.sweeps import (
     START,
+    at_own_rate,
     beside,
     by_start,
     cells,
@@ -290,6 +291,21 @@ def validated(cell: pd.DataFrame) -> Mean | str:
     if cell.val_acc.isna().any():
         return Mean.of(cell)
     return f"validation {cell.val_acc.mean():.1f} ({len(cell)})"
+
+
+@table("exp_norms.py --dataset digits --batch-size 1 --epochs 20 --seeds 0 1 2")
+def batch_sizes(runs):
+    """γ and β alone, by kind of normalisation and size of batch, each at the learning rate that was
+    best on a validation split."""
+    for title, sweep in sweeps(at_own_rate(of_kinds(runs)), "norm", "lr", "batch_size"):
+        if sweep.batch_size.nunique() < 2:
+            continue
+        rows = []
+        for (size, kind), cell in cells(sweep, "batch_size", "norm"):
+            row = {"batch size": int(size), "normalisation": kind}
+            rows.append(row | {"learning rate": cell.lr.iloc[0], ACCURACY: Mean.of(cell)})
+        rows.sort(key=lambda row: (row["batch size"], kind_rank(row["normalisation"])))
+        yield Table(title, rows)
 
 
 @table("exp_norms.py --dataset digits --arch vit --train output output+norm --seeds 0 1 2 3 4")

@@ -142,6 +142,9 @@ def test_every_table_and_figure_is_made(capsys):
             for lr in (0.03, 0.1):
                 tried = {"train": "norm" if kind else "bn", "lr": lr, "norm": kind}
                 pretend(seed, 45, "norms", val_fraction=0.2, val_acc=400 * lr, **tried)
+                tried["batch_size"] = 1
+                pretend(seed, 45, "norms", val_fraction=0.2, val_acc=400 * lr, **tried)
+                pretend(seed, 45, "norms", **tried)
         pretend(seed, 45, "norms", train="norm+output", norm="ln", arch="vit", depth=6)
         mlp = {"arch": "mlp", "depth": 4, "train": "bn", "bn": "before", "hidden": "512-512"}
         pretend(seed, 50, "mlp_lenet", activation="relu", **mlp)
@@ -226,8 +229,8 @@ def test_kinds_of_normalisation_are_compared_each_at_its_best_rate():
                     reached = accuracy + 0.1 * seed if lr == best else 10
                     pretend(seed, reached, "norms", depth=depth, **known)
     found = verdicts()
-    assert found["bn − none (rates 0.1, 0.3), depth 14"] == "confirmed"
-    assert found["bn − none (rates 0.1, 0.3), depth 56"] == "contradicted"
+    assert found["bn − none, depth 14"] == "confirmed"
+    assert found["bn − none, depth 56"] == "contradicted"
     assert found["bn − none: depth 56 − depth 14"] == "contradicted"
 
 
@@ -251,8 +254,24 @@ def test_transformers_biases_and_fair_rates_are_judged():
     found = verdicts()
     assert found["what norm adds to output − what input adds then"] == "confirmed"
     assert found["what norm adds to output − what position adds then"] == "confirmed"
-    assert found["all (rate 0.1) − bias (rate 10), MLP 32000"] == "contradicted"
-    assert found["bn (rate 0.1) − random:2 (rate 0.3), depth 14"] == "confirmed"
+    assert found["all − bias, MLP 32000"] == "contradicted"
+    table = pd.read_csv("out/tables/claims.csv").set_index("claim")
+    fair = table[table.index.str.startswith("16.")].iloc[0]
+    assert (fair.case, fair.verdict) == ("bn − random:2, depth 14", "confirmed")
+    assert fair.recipe.endswith("rates 0.1 and 0.3")
+
+
+def test_every_batch_size_has_a_best_rate_of_its_own():
+    for seed in range(2):
+        for size, best in ((1, 0.01), (128, 0.3)):
+            for lr in (0.01, 0.3):
+                known = {"train": "bn", "lr": lr, "batch_size": size}
+                pretend(seed, 0, val_fraction=0.2, val_acc=50 + (lr == best), **known)
+                pretend(seed, 90 + (lr == best), **known)
+    assert plots.main(["--only", "batch_sizes", "--out", "out", "--format", "csv"]) == 0
+    table = pd.read_csv("out/tables/batch_sizes.csv")
+    assert table[["batch size", "learning rate"]].values.tolist() == [[1, 0.01], [128, 0.3]]
+    assert table["test accuracy (%): mean"].tolist() == [91, 91]
 
 
 def test_why_features_die_is_judged_by_runs_without_weight_decay():
