@@ -31,7 +31,7 @@ from report import claims, figures, tables  # noqa: F401, they fill the registry
 from report.registry import FIGURES, TABLES
 from report.runs import pack_runs, read_bench, read_runs
 from report.stats import Difference, Mean
-from report.sweeps import distinct
+from report.sweeps import by_data, distinct
 from report.tables import Table
 
 IN_FULL = ("accuracy", "claims")  # the tables that are printed without being asked for
@@ -132,13 +132,14 @@ def without_formulas(value):
 
 
 def draw_figures(name: str, runs: pd.DataFrame, folder: Path, formats: set[str]) -> bool:
-    """Draws a figure for each data set whose runs suffice, and returns whether there was one."""
+    """Draws a figure for each data set, and size of its images, whose runs suffice, and returns
+    whether there was one."""
     drawn = []
-    for dataset, of_dataset in runs.groupby("dataset"):
-        figure = FIGURES[name].make(of_dataset)
+    for data, of_data in by_data(runs):
+        figure = FIGURES[name].make(of_data)
         if figure is not None:
-            drawn.append(dataset)
-            save(figure, folder / f"{name}-{file_name(dataset)}", formats)
+            drawn.append(data)
+            save(figure, folder / f"{name}-{file_name(data)}", formats)
     if drawn and formats & {"png", "pdf"}:
         print(f"figure {name}: {folder / name}-*, of {printable(', '.join(drawn))}")
     return bool(drawn)

@@ -36,8 +36,9 @@ from report.sweeps import (
     published,
     random_sweep,
     rank,
-    shared_settings,
     resnets,
+    scaled_to,
+    shared_settings,
     sweeps,
     usual_start,
 )
@@ -295,15 +296,18 @@ def accuracy_depth(runs):
     if not lines:
         return None
     sweep = labelled(pd.concat(lines))
-    papers = published(runs.dataset.iloc[0]).query("arch == 'resnet' and width == 1")
+    first = sweep.iloc[0]
+    papers = published(first.dataset).query("arch == 'resnet' and width == 1")
+    if scaled_to(first):  # the papers' images have all their pixels
+        papers = papers[:0]
     ours = [line for line in lines if not of_users(line).all()]
     others = dict(pair for line in ours for pair in beside(runs, line))
     if sweep.depth.nunique() < 2 and papers.empty and not others:
         return None
-    title = sweep.dataset.iloc[0]
+    about = [first.dataset, scaled_to(first)]
     if sweep[sweep.train != "none"].epochs.nunique() == 1:
-        title += f", {sweep.epochs.max():g} epochs"
-    figure, (axis,) = panel(title, "depth (layers)", "test accuracy (%)")
+        about.append(f"{sweep.epochs.max():g} epochs")
+    figure, (axis,) = panel(", ".join(filter(None, about)), "depth (layers)", "test accuracy (%)")
     draw_lines(axis, sweep, "depth")
     for (label, cell), dashes in zip(others.items(), itertools.cycle(OTHER_DASHES), strict=False):
         style = {"color": OTHER[0], "linestyle": dashes}
@@ -326,8 +330,7 @@ def accuracy_depth(runs):
 def longer_runs(runs: pd.DataFrame, drawn: pd.DataFrame) -> Iterator[tuple[str, pd.DataFrame]]:
     """Runs of the main paper's length of what is drawn by a shorter recipe."""
     full = usual_start(runs)
-    full = full[(full.epochs == 160) & (full.image_size == drawn.image_size.iloc[0])]
-    for train, cell in cells(full, "train"):
+    for train, cell in cells(full[full.epochs == 160], "train"):
         lines = drawn[(drawn.train == train) & ~of_users(drawn)]
         if len(lines) and train != "none" and lines.epochs.max() < 160:
             yield f"{train}, 160 epochs ({seeds(cell)})", cell

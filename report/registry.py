@@ -31,8 +31,8 @@ def table(command: str, source: str = "distinct") -> Callable:
 
 
 def figure(command: str) -> Callable:
-    """Makes a figure of the function below it, which takes the runs of one data set and returns a
-    figure of matplotlib's, None where the runs do not suffice."""
+    """Makes a figure of the function below it, which takes the runs of one data set, with images
+    of one size, and returns a figure of matplotlib's, None where the runs do not suffice."""
     return register(FIGURES, command, "distinct")
 
 

@@ -149,12 +149,29 @@ def title(sweep: pd.DataFrame, varied: tuple[str, ...] = ()) -> str:
 NATIVE = {"digits": "8x8", "mnist": "28x28", "fashion_mnist": "28x28", "cifar10": "32x32"}
 
 
+def native_size(dataset: str) -> str:
+    """Of a data set's images, or of those of which it is a variant; empty where it is not known."""
+    for name, size in NATIVE.items():
+        if dataset == name or dataset.startswith(f"{name}-"):
+            return size
+    return ""
+
+
 def scaled_to(run) -> str:
     """The size of images that were scaled, as a title says it; empty where they have their own."""
-    for name, size in NATIVE.items():
-        if run.dataset == name or run.dataset.startswith(f"{name}-"):
-            return "" if run.image_size in (size, "") else f"{run.image_size} pixels"
-    return ""
+    native = native_size(run.dataset)
+    scaled = native and run.image_size not in (native, "")
+    return f"{run.image_size} pixels" if scaled else ""
+
+
+def by_data(runs: pd.DataFrame) -> Iterator[tuple[str, pd.DataFrame]]:
+    """The runs of each data set and size of its images, under a name that has the size where it is
+    not the data set's own, or the most usual: cifar10, cifar10-16x16."""
+    for dataset, of_dataset in runs.groupby("dataset"):
+        sizes = of_dataset.image_size.replace("", native_size(dataset))
+        usual = native_size(dataset) or sizes.mode()[0]
+        for size, cell in of_dataset.groupby(sizes):
+            yield dataset if size == usual else f"{dataset}-{size}", cell
 
 
 def cells(sweep: pd.DataFrame, *varied: str) -> Iterator[tuple]:

@@ -369,6 +369,24 @@ def test_plots_set_published_figures_beside_a_variant_of_the_data_set(capsys):
     )
 
 
+def test_scaled_images_have_figures_of_their_own_without_published_points(monkeypatch):
+    for size in ("32x32", "16x16"):
+        for depth in (14, 32):
+            pretend(0, 50, train="bn", dataset="cifar10-jpeg", image_size=size, depth=depth)
+            pretend(0, 50, train="bn", dataset="mine", image_size=size, depth=depth)
+    pretend(1, 50, train="bn", dataset="mine", image_size="16x16", depth=14)
+    drawn = {}
+    monkeypatch.setattr(
+        plots, "save", lambda figure, path, _: drawn.update({path.name: figure.axes[0]})
+    )
+    assert plots.main(["--only", "accuracy_depth", "--out", "out"]) == 0
+    names = {"cifar10-jpeg", "cifar10-jpeg-16x16", "mine", "mine-32x32"}  # "mine" has mostly 16
+    assert set(drawn) == {f"accuracy_depth-{name}" for name in names}
+    labels = {name: " ".join(axis.get_legend_handles_labels()[1]) for name, axis in drawn.items()}
+    assert "Frankle" in labels["accuracy_depth-cifar10-jpeg"]
+    assert "Frankle" not in labels["accuracy_depth-cifar10-jpeg-16x16"]
+
+
 def test_plots_of_a_data_set_without_runs_name_those_that_have_some(capsys):
     pretend(0, 50, train="bn", dataset="wine")
     assert "it has wine" in refusal(capsys, "--dataset", "w\nine")
