@@ -157,7 +157,7 @@ def spelling(train: str) -> str:
     """The one spelling of words of --train, as far as it does not depend on the network."""
     given = list(dict.fromkeys(train.split("+")))
     if {"gamma", "beta"} <= set(given):
-        given = ["bn", *(word for word in given if word not in ("gamma", "beta"))]
+        given = ["norm", *(word for word in given if word not in ("gamma", "beta"))]
 
     def rank(word: str) -> int:
         kind = word.partition(":")[0]

@@ -315,6 +315,7 @@ IMAGES, LABELS = np.zeros((40, 8, 8, 1), np.uint8), np.arange(40) % 2
         (IMAGES, LABELS[1:], "one label an image"),
         (IMAGES, LABELS + 1, "without a gap"),
         (IMAGES, LABELS.astype(str), "without a gap"),
+        ({"train": IMAGES, "test": IMAGES}, {"train": LABELS, "test": LABELS + 1}, "0 to 1, as"),
         (IMAGES[..., 0], LABELS, "(N, height, width, channels)"),
         (IMAGES.transpose(0, 3, 1, 2), LABELS, "(N, height, width, channels)"),
     ],
@@ -322,6 +323,12 @@ IMAGES, LABELS = np.zeros((40, 8, 8, 1), np.uint8), np.arange(40) % 2
 def test_arrays_that_are_no_data_set_are_refused(images, labels, says):
     with pytest.raises(UserError, match=re.escape(says)):
         common.make_data(arguments(), "mine", images, labels)
+
+
+def test_a_test_split_need_not_have_every_class():
+    images, labels = dict.fromkeys(("train", "test"), IMAGES), {"train": LABELS, "test": LABELS * 0}
+    data = common.make_data(arguments("--subset", 30), "mine", images, labels)
+    assert data.classes == ["0", "1"] and not data.labels["test"].any()
 
 
 def test_freeze_refuses_what_it_cannot_do():

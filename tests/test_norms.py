@@ -116,6 +116,12 @@ def test_a_run_goes_on_to_the_same_digits_and_predict_opens_it(norm, capsys):
     assert f"{float(rows(the_csv('whole'))[-1]['test_acc']):.2f} % of" in capsys.readouterr().out
 
 
+def test_gamma_and_beta_are_both_whatever_the_normalisation():
+    assert exp_norms.main([*GRID, "--norm", "bn", "none", "--train", "gamma+beta"]) == 0
+    found = [rows(path)[0] for path in Path("results/norms").glob("*[0-9a-f].csv")]
+    assert {row["train"] for row in found} == {"bn", "norm"}
+
+
 def test_batchnorm_behind_the_activation():
     words = [*SMALL, "--bn", "after"]
     args = parse(exp_norms.Settings, words, "", Process(Path("exp_norms.py")))
