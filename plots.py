@@ -252,7 +252,9 @@ def of_dataset(args, runs: pd.DataFrame) -> pd.DataFrame:
 
 def make(args, runs: pd.DataFrame, measured: pd.DataFrame) -> None:
     """Makes the tables, then the figures, that were asked for, and names those without runs."""
-    sources = {"distinct": distinct(runs), "all": runs, "bench": measured}
+    averaged = runs[runs.status != "diverged"]
+    sources = {"distinct": distinct(averaged), "all": averaged, "bench": measured}
+    sources["diverged"] = distinct(runs)
     drawn = sources["distinct"].map(without_formulas)
     formats, made = set(args.format), []
     for name, entry in TABLES.items():

@@ -12,8 +12,8 @@ class Entry(NamedTuple):
 
     make: the function; its docstring is the table's caption.
     command: makes runs that it needs.
-    source: what `make` reads: `distinct` runs, each once whichever script made it, `all` runs, or
-        the measurements of `bench`."""
+    source: what `make` reads: `distinct` runs, each once whichever script made it; those and what
+        has `diverged`, too; `all` runs; or the measurements of `bench`."""
 
     make: Callable
     command: str

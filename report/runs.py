@@ -168,12 +168,11 @@ def find_runs(folder: Path) -> list[Run]:
 # --------------------------------------------------------------------------- what is read of them
 
 
-def finished(runs: list[Run], diverged: bool = False) -> Iterator[Run]:
-    """Those of `runs` that are whole and complete, `diverged` ones included where asked; the others
-    are named on stderr."""
+def finished(runs: list[Run]) -> Iterator[Run]:
+    """Those of `runs` that are whole, and complete or diverged; the others are named on stderr."""
     for run in runs:
         try:
-            why = why_not(run.epochs, diverged)
+            why = why_not(run.epochs)
         except (Damaged, *UNREADABLE) as error:
             why = f"it cannot be used: {error}"
         if why:
@@ -182,14 +181,12 @@ def finished(runs: list[Run], diverged: bool = False) -> Iterator[Run]:
             yield run
 
 
-def why_not(epochs: pd.DataFrame, diverged: bool) -> str:
+def why_not(epochs: pd.DataFrame) -> str:
     """Why a run with these rows is left out; empty where it is not."""
     if epochs.empty:
         return "unfinished, no epoch"
     last = epochs.iloc[-1]
-    if last.status == "diverged":
-        return "" if diverged else "diverged"
-    if last.epoch < last.epochs:
+    if last.epoch < last.epochs and last.status != "diverged":
         return f"unfinished, {last.epoch} of {last.epochs} epochs"
     return ""
 
@@ -203,7 +200,8 @@ def reported(epochs: pd.DataFrame) -> pd.Series:
 
 
 def read_runs(*folders: Path) -> pd.DataFrame:
-    """A row per finished run of `folders`. A run that two folders have is the first's.
+    """A row per finished run of `folders`, and per run whose `status` is diverged, which is named
+    on stderr. A run that two folders have is the first's.
 
     Its columns: those that every run has and settings that only some have; then `record`, the run
     itself, `hours`, how long it took; and last those not known here that change from one epoch of
@@ -215,13 +213,15 @@ def read_runs(*folders: Path) -> pd.DataFrame:
                 continue
             seen.add(run.key)
             row = reported(run.epochs).to_dict()
+            if row["status"] == "diverged":
+                leave_out(run.place, "diverged")
             unknown = run.epochs[[c for c in row if c not in (*COLUMNS, *OWN)]]
             measured |= dict.fromkeys(unknown.columns[unknown.nunique(dropna=False) > 1])
             measured |= dict.fromkeys(measured_alone(list(row)))
             hours = run.epochs.seconds.sum() / 3600 if "seconds" in row else 0.0
             rows.append(row | {"record": run, "hours": hours})
     if not rows:
-        return pd.DataFrame(columns=["dataset"])
+        return pd.DataFrame(columns=["dataset", "status"])
     runs = pd.DataFrame(rows)
     last = ["record", "hours", *measured]
     own = [column for column in runs if column not in (*COLUMNS, *OWN, *last)]
@@ -262,7 +262,7 @@ def pack_runs(folders: list[Path], out: Path) -> list[Path]:
     these. A run that two folders have is the first's. The same runs give the same bytes."""
     runs: dict[tuple, Run] = {}
     for folder in folders:
-        for run in finished(find_runs(folder), diverged=True):
+        for run in finished(find_runs(folder)):
             runs.setdefault(run.key, run)
     datasets: dict[str, list[Run]] = {}
     for key in sorted(runs):

@@ -269,10 +269,10 @@ def power_law(runs):
             yield Table(title, rows)
 
 
-@table("exp_norms.py --dataset digits --seeds 0 1 2 3 4")
+@table("exp_norms.py --dataset digits --seeds 0 1 2 3 4", source="diverged")
 def norms(runs):
     """γ and β of BatchNorm, of other normalisations and of none (γx + β), alone trained, by depth
-    and learning rate; with a validation split, the accuracy there, too."""
+    and learning rate; with a validation split, the accuracy there, too; and what has diverged."""
     for title, sweep in sweeps(of_kinds(runs), "norm", "lr", "depth"):
         if sweep.norm.nunique() < 2:
             continue
@@ -280,17 +280,24 @@ def norms(runs):
         for (kind, rate), of_kind in cells(sweep, "norm", "lr"):
             for depth, cell in cells(of_kind, "depth"):
                 row = {"normalisation": kind, "learning rate": rate, "depth": depth_label(depth)}
-                rows.append(row | {ACCURACY: validated(cell)})
+                rows.append(row | {ACCURACY: reached(cell)})
         rows.sort(key=lambda row: (kind_rank(row["normalisation"]), row["learning rate"]))
         columns = [depth_label(depth) for depth in sorted(sweep.depth.unique())]
         yield Table(title, rows, across="depth", columns=columns)
 
 
-def validated(cell: pd.DataFrame) -> Mean | str:
-    """The test accuracy; of runs with a validation split, which choose a rate, that one."""
-    if cell.val_acc.isna().any():
-        return Mean.of(cell)
-    return f"validation {cell.val_acc.mean():.1f} ({len(cell)})"
+def reached(cell: pd.DataFrame) -> Mean | str:
+    """The test accuracy; of runs with a validation split, which choose a rate, that one; and how
+    many runs have diverged."""
+    ended = cell[cell.status != "diverged"]
+    lost = len(cell) - len(ended)
+    if ended.empty:
+        return f"diverged ({lost})"
+    if ended.val_acc.isna().any():
+        mean = Mean.of(ended)
+    else:
+        mean = f"validation {ended.val_acc.mean():.1f} ({len(ended)})"
+    return f"{mean}, diverged ({lost})" if lost else mean
 
 
 @table("exp_norms.py --dataset digits --batch-size 1 --epochs 20 --seeds 0 1 2")

@@ -234,6 +234,20 @@ def test_kinds_of_normalisation_are_compared_each_at_its_best_rate():
     assert found["bn − none: depth 56 − depth 14"] == "contradicted"
 
 
+def test_what_diverged_is_named_and_not_averaged(capsys):
+    for seed in range(3):
+        none = {"train": "norm", "norm": "none", "depth": 218}
+        pretend(seed, 90 + seed, train="bn", depth=218)
+        pretend(seed, 80 + seed, "norms", status="diverged" if seed else "ok", **none)
+        pretend(seed, 10, "norms", status="diverged", lr=0.3, **none)
+    assert plots.main(["--only", "norms", "accuracy", "--out", "out"]) == 0
+    printed = capsys.readouterr()
+    assert "| none | 0.1 | 80.0 (1), diverged (2) |" in printed.out
+    assert "| none | 0.3 | diverged (3) |" in printed.out
+    assert "| bn | ours | 91.0 ± 1.0 (3) |" in printed.out
+    assert printed.err.count(": diverged") == 5
+
+
 def test_transformers_biases_and_fair_rates_are_judged():
     steps = {"output": 20, "norm+output": 60, "norm+output+input": 70}
     steps["norm+output+input+position"] = 71
