@@ -173,7 +173,7 @@ def findings(runs: pd.DataFrame) -> Iterator[Finding]:
     for title, sweep in sweeps(decayed, "weight_decay"):
         for finding in of_weight_decay(sweep):
             yield finding.of(title, sweep)
-    for title, sweep in sweeps(runs[runs.arch == "vit"], "train"):
+    for title, sweep in sweeps(at_own_rate(runs[runs.arch == "vit"]), "train", "lr"):
         for finding in of_transformers(sweep):
             yield finding.of(title, sweep)
     biased = at_own_rate(runs[(runs.arch == "mlp") & (runs.bn == "none")])
@@ -345,15 +345,17 @@ def half_without(run) -> float:
 def of_transformers(sweep: pd.DataFrame) -> Iterator[Finding]:
     """What LayerNorm's γ and β add to the output, against what input and positions add then."""
     steps = ["output", "norm+output", "norm+output+input", "norm+output+input+position"]
-    accuracies = pd.concat(
-        {word: by_seed(sweep[sweep.train == word], accuracy) for word in steps}, axis=1
-    )
+    cells = [sweep[sweep.train == step] for step in steps]
+    by_step = [by_seed(cell, accuracy) for cell in cells]
+    accuracies = pd.concat(dict(zip(steps, by_step, strict=True)), axis=1)
+    rates = rates_of(*(cell for cell in cells if len(cell)))
     gains = accuracies.diff(axis=1)
     for word, what in zip(steps[2:], ("input", "position"), strict=True):
         differences = (gains["norm+output"] - gains[word]).dropna()
         if len(differences):
             figure = Difference.of(differences)
-            yield Finding(14, f"what norm adds to output − what {what} adds then", figure)
+            case = f"what norm adds to output − what {what} adds then"
+            yield Finding(14, case, figure, title=rates)
 
 
 def at_own_rates(claim: int, a: str, b: str, sweep: pd.DataFrame, where: str, test: Claim) -> list:
@@ -367,8 +369,8 @@ def at_own_rates(claim: int, a: str, b: str, sweep: pd.DataFrame, where: str, te
     return [Finding(claim, f"{a} − {b}, {where}", figure, test, title=rates)]
 
 
-def rates_of(a: pd.DataFrame, b: pd.DataFrame) -> str:
-    return f"rates {a.lr.iloc[0]:g} and {b.lr.iloc[0]:g}"
+def rates_of(*cells: pd.DataFrame) -> str:
+    return "rates " + ", ".join(f"{cell.lr.iloc[0]:g}" for cell in cells)
 
 
 # ------------------------------------------------------------------------------- values of one run

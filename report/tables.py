@@ -315,19 +315,22 @@ def batch_sizes(runs):
         yield Table(title, rows)
 
 
-@table("exp_norms.py --dataset digits --arch vit --train output output+norm --seeds 0 1 2 3 4")
+@table(
+    "exp_norms.py --dataset digits --arch vit --train output output+norm --seeds 0 1 2 3 4",
+    source="diverged",
+)
 def transformer(runs):
-    """A vision transformer, of which more and more is trained, beside Lu et al.'s random GPT-2."""
-    for title, sweep in sweeps(runs[runs.arch == "vit"], "train"):
+    """A vision transformer, of which more and more is trained, by learning rate, beside Lu et al.'s
+    random GPT-2; with a validation split, the accuracy there, too."""
+    for title, sweep in sweeps(runs[runs.arch == "vit"], "train", "lr"):
         papers = published(sweep.dataset.iloc[0]).query("arch == 'gpt2'")
         theirs = dict(zip(papers.train, papers.value, strict=True))
         rows = []
-        for train in sorted(set(sweep.train), key=rank):
-            cell = sweep[sweep.train == train]
+        for (train, rate), cell in cells(sweep, "train", "lr"):
             row = {"trained": train, "parameters": trained_parameters(cell)}
-            row |= {ACCURACY: Mean.of(cell)}
+            row |= {"learning rate": rate, ACCURACY: reached(cell)}
             rows.append(row | ({"Lu et al. 2021": theirs.get(train)} if theirs else {}))
-        rows.sort(key=lambda row: row["parameters"])
+        rows.sort(key=lambda row: (row["parameters"], rank(row["trained"]), row["learning rate"]))
         yield Table(title, rows)
 
 

@@ -253,7 +253,11 @@ def test_transformers_biases_and_fair_rates_are_judged():
     steps["norm+output+input+position"] = 71
     for seed, noise in enumerate((-0.2, 0, 0.2)):
         for train, accuracy in steps.items():
-            pretend(seed, accuracy + noise, "norms", train=train, arch="vit", norm="ln", depth=6)
+            known = {"arch": "vit", "norm": "ln", "depth": 6, "train": train}
+            for lr in (0.1, 0.3):
+                tried = {"val_fraction": 0.2, "val_acc": 50 + (lr == 0.3)}
+                pretend(seed, 0, "norms", lr=lr, **tried, **known)
+                pretend(seed, accuracy + noise if lr == 0.3 else 10, "norms", lr=lr, **known)
         for train, accuracy, best in (("all", 97, 0.1), ("bias", 94, 10)):
             known = {"arch": "mlp", "depth": 2, "hidden": "32000", "bn": "none", "train": train}
             for lr in (0.1, 10):
@@ -272,7 +276,7 @@ def test_transformers_biases_and_fair_rates_are_judged():
     table = pd.read_csv("out/tables/claims.csv").set_index("claim")
     fair = table[table.index.str.startswith("16.")].iloc[0]
     assert (fair.case, fair.verdict) == ("bn − random:2, depth 14", "confirmed")
-    assert fair.recipe.endswith("rates 0.1 and 0.3")
+    assert fair.recipe.endswith("rates 0.1, 0.3")
 
 
 def test_every_batch_size_has_a_best_rate_of_its_own():
