@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator
 from functools import partial
 from typing import NamedTuple
 
 import pandas as pd
 
+from report.features import change_by_pruning, distance, share_of_dead, share_of_small_gammas
 from report.registry import table
 from report.stats import (
     Claim,
@@ -17,6 +17,7 @@ from report.stats import (
     by_seed,
     comparisons,
     judge,
+    last_accuracy,
     one_sample,
     p_text,
     p_values,
@@ -58,8 +59,6 @@ CLAIMS = {
     15: "biases alone come within ±2 of all (Williams et al. 2025)",
     16: "bn beats as many random parameters, each at its own best rate",
 }
-SMALL = 0.01  # of γ
-DEAD = 0.01  # active on a smaller share of the test activations
 THIRD = 100 / 3  # percent of the features that the paper finds switched off
 AT_THE_END = (4, 5, 13)  # claims about what training ends at
 SEEDS = {6: 10, 8: 10}  # fixed beforehand, from now on; five for the others
@@ -381,39 +380,5 @@ def above_chance(run) -> float:
     return run.test_acc - 100 / run.classes
 
 
-def last_accuracy(run) -> float:
-    """Of Davis & Frank's method, which reports that of the best validation epoch."""
-    return run.record.epochs.test_acc.iloc[-1]
-
-
-def share_of_small_gammas(run) -> float:
-    """Percent of all channels; NaN where γ was not kept."""
-    channels = run.record.table("channels")
-    return math.nan if channels is None else 100 * (channels.gamma.abs() < SMALL).mean()
-
-
-def share_of_dead(run) -> float:
-    """Percent of the channels that a ReLU follows; NaN where activity was not kept."""
-    channels = run.record.table("channels")
-    return math.nan if channels is None else 100 * (channels.active.dropna() < DEAD).mean()
-
-
 def share_above_a_third(run) -> float:
     return share_of_small_gammas(run) - THIRD
-
-
-def distance(run, which: str) -> float:
-    """Mean distance of γ or β (`which`: gamma, beta) from its start; NaN where it was not kept."""
-    channels = run.record.table("channels")
-    if channels is None:
-        return math.nan
-    return (channels[which] - channels[f"{which}_init"]).abs().mean()
-
-
-def change_by_pruning(run) -> float:
-    """Points of test accuracy gained when small γ are set to zero; NaN where it was not
-    measured."""
-    pruned = run.record.table("pruning")
-    if pruned is None:
-        return math.nan
-    return pruned.test_acc[pruned.threshold == SMALL].iloc[0] - pruned.test_acc.iloc[0]

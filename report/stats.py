@@ -25,9 +25,11 @@ class Mean(NamedTuple):
     seeds: int
 
     @classmethod
-    def of(cls, runs: pd.DataFrame) -> Mean:
-        """Of the test accuracy in percent of `runs`, which differ in the seed."""
-        return cls(runs.test_acc.mean(), runs.test_acc.std(), len(runs))
+    def of(cls, runs: pd.DataFrame, value: Callable | None = None) -> Mean:
+        """Of `runs`, which differ in the seed: of what `value` says of each, where it says
+        something; by default of the test accuracy in percent."""
+        values = by_seed(runs, value) if value else runs.test_acc
+        return cls(values.mean(), values.std(), len(values))
 
     @classmethod
     def of_rows(cls, table: pd.DataFrame) -> list[Mean]:
@@ -77,6 +79,11 @@ def signed(value: float, digits: int) -> str:
 
 def accuracy(run) -> float:
     return run.test_acc
+
+
+def last_accuracy(run) -> float:
+    """Of Davis & Frank's method, which reports that of the best validation epoch."""
+    return run.record.epochs.test_acc.iloc[-1]
 
 
 def by_seed(runs: pd.DataFrame | None, value: Callable) -> pd.Series:

@@ -15,7 +15,9 @@ import numpy as np
 import pandas as pd
 
 from report.registry import table
-from report.stats import Difference, Mean, comparisons, p_text, p_values, paired, signed
+from report.features import change_by_pruning, share_of_dead, share_of_small_gammas
+from report.stats import Difference, Mean, comparisons, last_accuracy, one_sample, p_text, p_values
+from report.stats import paired, signed
 from report.sweeps import (
     START,
     at_own_rate,
@@ -220,6 +222,33 @@ def random_params(runs):
         yield Table(title, rows, note=note)
 
 
+@table("exp_bn_only.py --dataset digits --train all")
+def features(runs):
+    """What becomes of the features: percent of |γ| < 0.01, percent that are dead, active on less
+    than 1 % of the test activations, and points of accuracy by which it changes the network to set
+    such γ to zero."""
+    kept = runs[[record.table("channels") is not None for record in runs.record]]
+    found = sweeps(resnets(usual_start(kept)), "depth", "width", "train")
+    for title, sweep in sorted(found, key=lambda item: main_first(item[1])):
+        rows = []
+        for (width, depth, train), cell in cells(sweep, "width", "depth", "train"):
+            row = {
+                "trained": train,
+                "network": depth_label(depth) + times_width(width),
+                "small at the start": Mean.of(cell, at_the_start),
+                "small": Mean.of(cell, share_of_small_gammas),
+                "dead": Mean.of(cell, share_of_dead),
+                "change by pruning": one_sample(cell, change_by_pruning),
+            }
+            rows.append(row)
+        rows.sort(key=lambda row: rank(row["trained"]))
+        yield Table(title, rows)
+
+
+def at_the_start(run) -> float:
+    return share_of_small_gammas(run, "gamma_init")
+
+
 @table("exp_depth_width.py --dataset digits --seeds 0 1 2 3 4")
 def depth_width(runs):
     """Every depth at width 1 and every width at depth 14; then networks with as many BatchNorm
@@ -376,9 +405,8 @@ def davis_frank(runs):
 
 def davis_frank_row(setting: tuple, cell: pd.DataFrame) -> dict:
     start, c, norm = setting
-    last = cell.assign(test_acc=[record.epochs.test_acc.iloc[-1] for record in cell.record])
     row = {"γ at the start": start, "c": c, "input": norm, ACCURACY: Mean.of(cell)}
-    return row | {"last epoch (%)": Mean.of(last), "gain": None}
+    return row | {"last epoch (%)": Mean.of(cell, last_accuracy), "gain": None}
 
 
 @table("exp_mlp_lenet.py --bn before after --train bn all --seeds 0 1 2 3 4")
