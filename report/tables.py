@@ -14,10 +14,19 @@ from typing import NamedTuple
 import numpy as np
 import pandas as pd
 
-from report.registry import table
 from report.features import change_by_pruning, share_of_dead, share_of_small_gammas
-from report.stats import Difference, Mean, comparisons, last_accuracy, one_sample, p_text, p_values
-from report.stats import paired, signed
+from report.registry import table
+from report.stats import (
+    Difference,
+    Mean,
+    comparisons,
+    last_accuracy,
+    one_sample,
+    p_text,
+    p_values,
+    paired,
+    signed,
+)
 from report.sweeps import (
     START,
     at_own_rate,
