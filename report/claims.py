@@ -301,6 +301,8 @@ def of_norms(sweep: pd.DataFrame) -> Iterator[Finding]:
     cells = dict(list(sweep.groupby(["norm", "depth"])))
     for kind in sorted(set(sweep.norm) - {"bn"}, key=kind_rank):
         depths = sorted(depth for norm, depth in cells if norm == kind and ("bn", depth) in cells)
+        if not depths:
+            continue
         gaps = {depth: gap(cells["bn", depth], cells[kind, depth]) for depth in depths}
         rates = rates_of(sweep[sweep.norm == "bn"], sweep[sweep.norm == kind])
         for depth, differences in gaps.items():

@@ -228,6 +228,8 @@ def test_kinds_of_normalisation_are_compared_each_at_its_best_rate():
                 for depth, accuracy in zip((14, 56), depths, strict=True):
                     reached = accuracy + 0.1 * seed if lr == best else 10
                     pretend(seed, reached, "norms", depth=depth, **known)
+        # without BatchNorm beside it
+        pretend(seed, 50, "norms", train="norm", norm="none", lr=0.3, schedule="cosine")
     found = verdicts()
     assert found["bn − none, depth 14"] == "confirmed"
     assert found["bn − none, depth 56"] == "contradicted"
