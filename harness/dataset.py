@@ -77,7 +77,9 @@ def checked(name: str, images, labels) -> tuple[dict, dict]:
             refuse(found, "bytes, 0 to 255")
         if y.shape != x.shape[:1]:
             refuse(f"{len(x)} {split} images and labels of shape {y.shape}", "one label an image")
-        known = np.unique(labels["train"])
+    known = np.unique(labels["train"])
+    for split in images:
+        y = labels[split]
         if y.dtype.kind not in "iu" or not np.array_equal(known, np.arange(len(known))):
             refuse(f"labels {list(known[:5])} …", "0, 1, 2, … without a gap")
         if not np.isin(y, known).all():  # another split need not have them all

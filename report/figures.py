@@ -33,7 +33,7 @@ from report.sweeps import (
     labelled,
     of_kinds,
     of_users,
-    published,
+    published_beside,
     random_sweep,
     rank,
     resnets,
@@ -297,9 +297,7 @@ def accuracy_depth(runs):
         return None
     sweep = labelled(pd.concat(lines))
     first = sweep.iloc[0]
-    papers = published(first.dataset).query("arch == 'resnet' and width == 1")
-    if scaled_to(first):  # the papers' images have all their pixels
-        papers = papers[:0]
+    papers = published_beside(first).query("arch == 'resnet' and width == 1")
     ours = [line for line in lines if not of_users(line).all()]
     others = dict(pair for line in ours for pair in beside(runs, line))
     if sweep.depth.nunique() < 2 and papers.empty and not others:

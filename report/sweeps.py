@@ -322,6 +322,13 @@ def kind_rank(norm: str) -> tuple[int, str]:
     return KINDS.index(norm) if norm in KINDS else len(KINDS), norm
 
 
+def published_beside(run) -> pd.DataFrame:
+    """The papers' accuracies on the data set of `run`; none where its images were scaled, since the
+    papers' have all their pixels."""
+    papers = published(run.dataset)
+    return papers[:0] if scaled_to(run) else papers
+
+
 def published(dataset: str, measure: str = "test_acc") -> pd.DataFrame:
     """The papers' figures on `dataset`, or on the data set of which it is a variant, as
     cifar10-jpeg is of cifar10. `measure`: test_acc, in percent, or params, a number."""

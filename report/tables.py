@@ -9,6 +9,7 @@ def best_seed(runs):
 from __future__ import annotations
 
 import math
+from functools import partial
 from typing import NamedTuple
 
 import numpy as np
@@ -42,10 +43,10 @@ from report.sweeps import (
     of_kinds,
     of_users,
     published,
+    published_beside,
     random_sweep,
     rank,
     resnets,
-    scaled_to,
     sweeps,
     times_width,
     usual_start,
@@ -149,9 +150,7 @@ def accuracy(runs):
     for title, sweep in sorted(found, key=lambda item: main_first(item[1])):
         sweep = labelled(sweep)
         first = sweep.iloc[0]
-        papers = published(first.dataset)
-        if scaled_to(first):  # the papers' images have all their pixels
-            papers = papers[:0]
+        papers = published_beside(first)
         papers = papers[(papers.arch == first.arch) & (papers.width == first.width)]
         papers = papers[papers.train.isin(list(sweep.label))]
         rows = []
@@ -236,8 +235,10 @@ def features(runs):
     """What becomes of the features: percent of |γ| < 0.01, percent that are dead, active on less
     than 1 % of the test activations, and points of accuracy by which it changes the network to set
     such γ to zero."""
-    kept = runs[[record.table("channels") is not None for record in runs.record]]
-    found = sweeps(resnets(usual_start(kept)), "depth", "width", "train")
+    at_the_start = partial(share_of_small_gammas, when="gamma_init")
+    alike = resnets(usual_start(runs))
+    kept = alike[[record.table("channels") is not None for record in alike.record]]
+    found = sweeps(kept, "depth", "width", "train")
     for title, sweep in sorted(found, key=lambda item: main_first(item[1])):
         rows = []
         for (width, depth, train), cell in cells(sweep, "width", "depth", "train"):
@@ -252,10 +253,6 @@ def features(runs):
             rows.append(row)
         rows.sort(key=lambda row: rank(row["trained"]))
         yield Table(title, rows)
-
-
-def at_the_start(run) -> float:
-    return share_of_small_gammas(run, "gamma_init")
 
 
 @table("exp_depth_width.py --dataset digits --seeds 0 1 2 3 4")
