@@ -204,10 +204,9 @@ def of_resnets(sweep: pd.DataFrame) -> Iterator[Finding]:
     by_setting = dict(list(narrow.groupby(["train", "depth"])))
     depths = sorted(narrow[narrow.train == "bn"].depth.unique())
     cases = []
-    if len(depths) > 1:
-        low, high = depths[0], depths[-1]
-        figure = paired(by_setting["bn", high], by_setting["bn", low])
-        cases.append((1, f"depth {high:g} − depth {low:g}", figure, ABOVE))
+    for depth in depths[1:]:
+        figure = paired(by_setting["bn", depth], by_setting["bn", depths[0]])
+        cases.append((1, f"depth {depth:g} − depth {depths[0]:g}", figure, ABOVE))
     for deep, wide in matched(sweep):
         figure = paired(deep, wide)
         if figure:

@@ -217,6 +217,17 @@ def test_claims_are_judged_by_the_interval_over_paired_seeds():
     assert verdicts()["none − chance, depth 14"] == "contradicted"
 
 
+def test_each_depth_is_compared_with_the_shallowest():
+    """So that one seed of the deepest network says nothing about the others."""
+    for seed in range(3):
+        pretend(seed, 40 + 0.1 * seed, train="bn", depth=14)
+        pretend(seed, 45, train="bn", depth=32)
+    pretend(0, 50, train="bn", depth=56)
+    found = verdicts()
+    assert found["depth 32 − depth 14"] == "confirmed"
+    assert found["depth 56 − depth 14"] == "open (1 seed)"
+
+
 def test_kinds_of_normalisation_are_compared_each_at_its_best_rate():
     """The best by the validation split: BatchNorm's rate is 0.1, that of `none` 0.3."""
     for seed in range(3):
