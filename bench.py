@@ -16,6 +16,8 @@ A plain loop is made ours one part after the other:
     bf16                        by autocast, where the hardware has it
     frozen weights cast once    and not by autocast in every step
     memory kept                 on a CPU: freed memory is not given back to the system
+    oneDNN's layout             on Intel's and AMD's processors: activations in the layout that
+                                oneDNN chooses, not in NHWC, where images are larger than 8x8
     CUDA graph                  with --graph, on CUDA: the step is captured once and replayed
     compiled blocks             with --compile
 
@@ -65,6 +67,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from harness import onednn
 from harness import speed as fast
 from harness.files import write_table
 from harness.runs import commit
@@ -78,6 +81,7 @@ EAGER = (
     "bf16",
     "frozen weights cast once",
     "memory kept",
+    "oneDNN's layout",
 )
 PARTS = (*EAGER, "CUDA graph", "compiled blocks")
 COLUMNS = (
@@ -216,7 +220,9 @@ class OurLoop:
         if "memory kept" in parts or args.device.type != "cpu":
             fast.prepare(args.device)
         self.held = ExitStack()
-        if "frozen weights cast once" in parts:
+        if "oneDNN's layout" in parts:
+            self.held.enter_context(common.arithmetic(model, self.args, data.size))
+        elif "frozen weights cast once" in parts:
             self.held.enter_context(fast.frozen_in(torch.bfloat16, model))
         self.optimizer = common.recipe(model, self.args).optimizer
         step = fast.training_step(common.train_step, model, self.args)
@@ -445,6 +451,7 @@ def eager_parts(args: Settings) -> tuple[str, ...]:
     """The parts of our loop here, without those of --graph and --compile."""
     bf16, cpu = args.precision == "bf16", args.device.type == "cpu"
     there = {"bf16": bf16, "frozen weights cast once": bf16, "memory kept": cpu}
+    there["oneDNN's layout"] = onednn.here(args)
     return tuple(part for part in EAGER if there.get(part, True))
 
 

@@ -164,7 +164,8 @@ def print_accuracy(trained: Trained, dataset: str, folder: str | None, target: s
         instead = f"{data.name} has others: name the data set it was trained on"
         raise UserError(f"{trained.path} knows {known}, and {instead}")
     data.mean_std = trained.data.mean_std
-    result = common.evaluate(trained.model, data, "test", trained.args)
+    with common.arithmetic(trained.model, trained.args, data.size):
+        result = common.evaluate(trained.model, data, "test", trained.args)
     count = f"{len(data.labels['test']):,} test images of {data.name}"
     others = f"{result['top5']:.2f} % among the five likeliest; loss {result['loss']:.4f}"
     print(f"{trained.name}: {result['acc']:.2f} % of {count} right, {others}")

@@ -25,7 +25,32 @@ class ScaleShift(nn.Module):
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         constants = self.mean, self.variance, self.weight, self.bias
+        if x.is_mkldnn:
+            return ByConstants.apply(x, *constants, self.eps)
         return F.batch_norm(x, *constants, training=False, eps=self.eps)
+
+
+class ByConstants(torch.autograd.Function):
+    """batch_norm by constants in oneDNN's layout, where PyTorch knows its gradient only behind the
+    statistics of a batch. That of x is g γ / √(variance + ε); those of γ and β are the same sums,
+    over g (x − mean) / √(variance + ε) and over g."""
+
+    @staticmethod
+    def forward(ctx, x, mean, variance, weight, bias, eps):
+        ctx.save_for_backward(x, mean, variance, weight)
+        ctx.eps = eps
+        return F.batch_norm(x, mean, variance, weight, bias, training=False, eps=eps)
+
+    @staticmethod
+    def backward(ctx, g):
+        x, mean, variance, weight = ctx.saved_tensors
+        zeros = torch.zeros_like(mean)
+        gradient = F.batch_norm(g, zeros, variance, weight, zeros, training=False, eps=ctx.eps)
+        constants = mean.to_mkldnn(), variance.to_mkldnn()
+        _, *sums = torch.ops.aten.native_batch_norm_backward(
+            g, x, weight, None, None, *constants, True, ctx.eps, [True] * 3
+        )
+        return gradient, None, None, *sums, None
 
 
 class Calibrated(ScaleShift):

@@ -1,5 +1,6 @@
 """The training loop's speed changes no result; bench.py."""
 
+import contextlib
 import copy
 import functools
 import os
@@ -24,8 +25,10 @@ import torch
 
 import bench
 import common
-from harness import checkpoints, speed
+from harness import checkpoints, onednn, speed
+from harness.norms import calibrate
 import exp_depth_width
+import exp_norms
 import plots
 
 
@@ -225,6 +228,80 @@ def test_frozen_weights_are_cast_once_and_come_back_bit_for_bit():
         torch.equal(p, before[name]) and p.dtype == torch.float32
         for name, p in model.named_parameters()
     )
+
+
+LARGER = ("--image-size", 16)  # than 8x8, for which oneDNN's layout is not used
+onednn_only = pytest.mark.skipif(
+    not onednn.here(arguments()), reason="this processor has not oneDNN's layout"
+)
+
+
+def one_step(norm: str, train: str, arithmetic) -> dict[str, torch.Tensor]:
+    """What a forward and a backward pass of a ResNet-8 make, and the test of the same batch."""
+    args = arguments(*LARGER)
+    data = common.load_data(args)
+    model = exp_norms.with_norm(common.build_model(args, data), norm)
+    x, y = next(data.training_batches(0, 1, 50, "none"))
+    calibrate(model, functools.partial(common.forward, model, x, args))
+    common.freeze(model, train)
+    with arithmetic(model, args, data.size):
+        logits = common.forward(model.train(), x, args)
+        common.loss_of(logits, y).backward()
+        found = {"logits": logits.detach()}
+        with torch.inference_mode():
+            found["tested"] = common.forward(model.eval(), x, args)
+    found |= dict(model.named_buffers())
+    return found | {n: p.grad for n, p in model.named_parameters() if p.requires_grad}
+
+
+@onednn_only
+@pytest.mark.parametrize("train", ["norm", "all", "random:2"])
+@pytest.mark.parametrize("norm", ["bn", "none", "calibrated"])
+def test_onednns_layout_changes_no_result(norm, train, monkeypatch):
+    used, layout = [], onednn.layout
+    monkeypatch.setattr(onednn, "layout", lambda *of: used.append(of) or layout(*of))
+    usual = one_step(norm, train, lambda *_: contextlib.nullcontext())
+    assert not used
+    ours = one_step(norm, train, common.arithmetic)
+    assert used and ours.keys() == usual.keys()
+    for name, value in usual.items():
+        # a ReLU's input that is zero but for rounding has a gradient or none
+        assert torch.linalg.norm((ours[name] - value).float()) <= 0.01 * (
+            torch.linalg.norm(value.float()) + 1e-6
+        ), name
+    assert torch.allclose(ours["tested"], usual["tested"], rtol=1e-4, atol=1e-4)
+
+
+@onednn_only
+def test_onednns_layout_is_for_networks_that_it_knows():
+    class Swish(common.Block):
+        def forward(self, x):
+            return torch.nn.functional.silu(super().forward(x))  # which has no such layout
+
+    args = arguments(*LARGER)
+    data = common.load_data(args)
+    model = common.build_model(args, data)
+    assert onednn.suits(model, common.ResNet, common.Block)
+    x, _ = next(data.batches("test"))
+    seen = []
+    with common.arithmetic(model, args, data.size):
+        hook = model.stage1[0].relu.register_forward_hook(lambda *of: seen.append(of[-1].layout))
+        common.forward(model, x, args)
+        hook.remove()
+    assert seen == 2 * [torch.strided]
+    for layer, name in ((Swish(16, 16, 1), "stage1"), (torch.nn.GELU(), "relu")):
+        changed = copy.deepcopy(model)
+        setattr(changed, name, torch.nn.Sequential(layer))
+        assert not onednn.suits(changed, common.ResNet, common.Block)
+        with common.arithmetic(changed, args, data.size):
+            common.forward(changed, x, args)
+
+
+@onednn_only
+def test_a_run_in_onednns_layout_goes_on_where_it_was_stopped():
+    assert run(*LARGER, "--results", "whole") == 0
+    assert run(*LARGER, "--time-limit", 1e-9) == run(*LARGER) == 0
+    assert rows(the_csv()) == rows(the_csv("whole"))
 
 
 def test_compiled_blocks_calculate_what_eager_ones_do(quickly_compiled):
