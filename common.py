@@ -32,6 +32,7 @@ from harness.dataset import split_batches
 from harness.entries import put_random_entries
 from harness.errors import UserError
 from harness.estimate import plan
+from harness.norms import ends_without_gradient
 from harness.parts import Origin, check_name, count_parameters, inner_layers, names_of, norms
 from harness.parts import origin, owned, trainable, trained_as
 from harness.processes import first_goes_first, share
@@ -412,7 +413,7 @@ def train_step(model, x, y, optimizer, args, weight: float = 1) -> torch.Tensor:
     weight: of this process's mean loss in the mean over processes, whose shares of a batch may
     differ by a sample."""
     with torch.set_grad_enabled(optimizer is not None):
-        logits = forward(model, x, args)
+        logits = forward(model, x.requires_grad_(ends_without_gradient(model)), args)
         loss = loss_of(logits, y)
     if optimizer:
         (loss * weight).backward()

@@ -14,7 +14,7 @@ class ScaleShift(nn.Module):
     PyTorch's batch_norm calculates it, by constants in place of statistics: in one pass, with γ and
     β in fp32 whatever x is in."""
 
-    eps = 0.0
+    eps = 1e-12  # batch_norm takes no zero in some versions of PyTorch; 1 + 1e-12 is 1 in fp32
 
     def __init__(self, channels: int):
         super().__init__()
@@ -92,3 +92,12 @@ class RMSNorm(ScaleShift):
 BATCHNORM = nn.modules.batchnorm._BatchNorm
 INSTANCENORM = nn.modules.instancenorm._InstanceNorm
 NORMS = (BATCHNORM, INSTANCENORM, nn.GroupNorm, nn.LayerNorm, nn.RMSNorm, ScaleShift)
+
+
+def ends_without_gradient(model: nn.Module) -> bool:
+    """Whether the backward pass ends the process unless the images need a gradient, too: before
+    PyTorch 2.15 GroupNorm's on a CPU does (2.11 and 2.13, tried), where x is channels_last and
+    nothing before it is trained."""
+    return torch.__version__ < (2, 15) and any(
+        isinstance(layer, nn.GroupNorm) for layer in model.modules()
+    )

@@ -15,7 +15,8 @@ from torch import nn
 from harness.norms import Calibrated, ScaleShift
 from harness.speed import has_bf16
 
-LAYERS = (nn.Conv2d, nn.BatchNorm2d, nn.ReLU, nn.Linear, nn.Sequential, ScaleShift, Calibrated)
+NORMS = (nn.BatchNorm2d, ScaleShift, Calibrated)
+LAYERS = (nn.Conv2d, *NORMS, nn.ReLU, nn.Linear, nn.Sequential, nn.Identity)
 
 
 def here(args) -> bool:
