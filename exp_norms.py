@@ -40,12 +40,12 @@ import torch
 from torch import nn
 
 from harness.inside import activity
-from harness.norms import Calibrated, RMSNorm, ScaleShift, calibrate
+from harness.norms import Calibrated, GroupNorm, RMSNorm, ScaleShift, calibrate
 from harness.parts import is_shortcut
 from harness.zoo import VisionTransformer
 
 KINDS = {
-    "ln": lambda channels: nn.GroupNorm(1, channels),  # one group is all channels and the image
+    "ln": lambda channels: GroupNorm(1, channels),  # one group is all channels and the image
     "in": lambda channels: nn.InstanceNorm2d(channels, affine=True),
     "rms": RMSNorm,
     "calibrated": Calibrated,
@@ -142,7 +142,7 @@ def with_norm(model, norm):
             if channels % groups:
                 divisor = f"give a divisor of {channels}"
                 raise UserError(f"--norm {norm}: {name} has {channels} channels: {divisor}")
-            other = nn.GroupNorm(groups, channels)
+            other = GroupNorm(groups, channels)
         else:
             other = KINDS[norm](channels)
         other = other.to(bn.weight.device)

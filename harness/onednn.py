@@ -8,15 +8,17 @@ from __future__ import annotations
 
 import platform
 from contextlib import contextmanager
+from functools import partial
 
 import torch
 from torch import nn
 
-from harness.norms import Calibrated, ScaleShift
+from harness.norms import Calibrated, GroupNorm, RMSNorm, ScaleShift
 from harness.speed import has_bf16
 
 NORMS = (nn.BatchNorm2d, ScaleShift, Calibrated)
-LAYERS = (nn.Conv2d, *NORMS, nn.ReLU, nn.Linear, nn.Sequential, nn.Identity)
+OTHER_NORMS = (GroupNorm, nn.InstanceNorm2d, RMSNorm)  # for which activations are as usual
+LAYERS = (nn.Conv2d, *NORMS, *OTHER_NORMS, nn.ReLU, nn.Linear, nn.Sequential, nn.Identity)
 
 
 def here(args) -> bool:
@@ -52,8 +54,17 @@ def layout(model: nn.Module, dtype: torch.dtype):
             features = model.features(x).to_dense()
         return model.head(features)
 
+    changed = [layer for layer in layers if isinstance(layer, OTHER_NORMS)]
+    for layer in changed:
+        layer.forward = partial(as_usual, layer)
     model.forward = forward
     try:
         yield
     finally:
-        del model.forward
+        for layer in (model, *changed):
+            del layer.forward
+
+
+def as_usual(layer: nn.Module, x: torch.Tensor) -> torch.Tensor:
+    y = type(layer).forward(layer, x.to_dense() if x.is_mkldnn else x)
+    return y.to_mkldnn() if x.is_mkldnn else y

@@ -256,7 +256,7 @@ def one_step(norm: str, train: str, arithmetic) -> dict[str, torch.Tensor]:
 
 @onednn_only
 @pytest.mark.parametrize("train", ["norm", "all", "random:2"])
-@pytest.mark.parametrize("norm", ["bn", "none", "calibrated"])
+@pytest.mark.parametrize("norm", exp_norms.Settings.lists["norm"])
 def test_onednns_layout_changes_no_result(norm, train, monkeypatch):
     used, layout = [], onednn.layout
     monkeypatch.setattr(onednn, "layout", lambda *of: used.append(of) or layout(*of))
