@@ -16,8 +16,9 @@ A plain loop is made ours one part after the other:
     bf16                        by autocast, where the hardware has it
     frozen weights cast once    and not by autocast in every step
     memory kept                 on a CPU: freed memory is not given back to the system
-    oneDNN's layout             on Intel's and AMD's processors: activations in the layout that
-                                oneDNN chooses, not in NHWC, where images are larger than 8x8
+    oneDNN's layout             on one thread (OMP_NUM_THREADS=1) of Intel's and AMD's processors:
+                                activations in the layout that oneDNN chooses, not in NHWC, where
+                                images are larger than 8x8
     CUDA graph                  with --graph, on CUDA: the step is captured once and replayed
     compiled blocks             with --compile
 

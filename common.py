@@ -443,7 +443,8 @@ def forward(model: nn.Module, x: torch.Tensor, args: Settings) -> torch.Tensor:
 
 def arithmetic(model: nn.Module, args: Settings, size: tuple[int, ...]):
     """A context in which `forward`, of images of this `size`, is faster and the same to rounding:
-    in oneDNN's layout, which gains little where images are small; else with weights cast once."""
+    on one thread of a CPU in oneDNN's layout, which gains little where images are small; else with
+    frozen weights cast once."""
     dtype = torch.bfloat16 if args.precision == "bf16" else torch.float32
     large = math.prod(size) > speed.SMALL
     if large and onednn.here(args) and onednn.suits(model, ResNet, Block):
