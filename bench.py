@@ -448,11 +448,11 @@ def in_processes(n: int, threads: int, measure, *arguments) -> list[dict]:
 # --------------------------------------------------------------------------------------- the tables
 
 
-def eager_parts(args: Settings) -> tuple[str, ...]:
+def eager_parts(args: Settings, threads: int) -> tuple[str, ...]:
     """The parts of our loop here, without those of --graph and --compile."""
     bf16, cpu = args.precision == "bf16", args.device.type == "cpu"
     there = {"bf16": bf16, "frozen weights cast once": bf16, "memory kept": cpu}
-    there["oneDNN's layout"] = onednn.here(args)
+    there["oneDNN's layout"] = onednn.here(args, threads)
     return tuple(part for part in EAGER if there.get(part, True))
 
 
@@ -468,11 +468,11 @@ def best_workers(args: Settings, threads: int) -> int:
 
 def compare(args: Settings, threads: int) -> list[dict]:
     """A row per variant for one network."""
-    parts = list(eager_parts(args))
+    parts = list(eager_parts(args, threads))
     parts += ["CUDA graph"] if args.graph else []
     parts += ["compiled blocks"] if args.compile else []
     variants = {"plain": None} | {part: tuple(parts[: i + 1]) for i, part in enumerate(parts)}
-    starts = {"all but compilation": eager_parts(args)}
+    starts = {"all but compilation": eager_parts(args, threads)}
     if args.compile:
         starts["compilation included"] = tuple(parts)
     few = args.but(images=min(args.images, 20 * args.batch_size))
@@ -486,7 +486,7 @@ def compare(args: Settings, threads: int) -> list[dict]:
             found[variant] += in_processes(1, threads, speed, args, chosen, count)
         for variant, chosen in starts.items():
             started[variant] += in_processes(1, threads, start, args, chosen, time.time())
-        kinds += in_processes(1, threads, shares, few, eager_parts(args))
+        kinds += in_processes(1, threads, shares, few, eager_parts(args, threads))
 
     needed, rows = work(args), []
     for variant, measured in found.items():
@@ -529,7 +529,7 @@ def share_out(args: Settings, threads: int) -> list[dict]:
     counts, found = [n for n in (1, 2, 4, 8, 16, 32, 64) if n <= most], {}
     for _, n in itertools.product(range(args.turns), counts):
         each = max(1, threads // n)
-        measured = in_processes(n, each, speed, args, eager_parts(args), 0, WINDOW)
+        measured = in_processes(n, each, speed, args, eager_parts(args, each), 0, WINDOW)
         together = {key: sum(one[key] for one in measured) for key in measured[0]}
         found.setdefault(n, []).append(together | {"epoch_s": epoch_seconds(together)})
     rows = []
@@ -551,7 +551,7 @@ def kinds_of_norm(args: Settings, threads: int) -> list[dict]:
     found = {}
     for _, norm in itertools.product(range(args.turns), args.norms):
         one = args.but(norm=norm)
-        measured = in_processes(1, threads, speed, one, eager_parts(args), 0, WINDOW)
+        measured = in_processes(1, threads, speed, one, eager_parts(args, threads), 0, WINDOW)
         found.setdefault(norm, []).extend(measured)
     first, rows = found[args.norms[0]], []
     for norm, measured in found.items():
@@ -594,7 +594,7 @@ def beside(args: Settings, threads: int) -> list[dict]:
                 running.callback(process.kill)
             time.sleep(10 if "trainings" in name else 1)  # until they train
             os.environ["GOMP_SPINCOUNT"] = spin
-            measured = in_processes(1, threads, speed, args, eager_parts(args), 0, WINDOW)
+            measured = in_processes(1, threads, speed, args, eager_parts(args, threads), 0, WINDOW)
             os.environ["GOMP_SPINCOUNT"] = ours
         found.setdefault((name, spin), []).extend(measured)
     quiet, rows = median(found["nothing", spins[-1]], "epoch_s"), []

@@ -447,7 +447,8 @@ def arithmetic(model: nn.Module, args: Settings, size: tuple[int, ...]):
     frozen weights cast once."""
     dtype = torch.bfloat16 if args.precision == "bf16" else torch.float32
     large = math.prod(size) > speed.SMALL
-    if large and onednn.here(args) and onednn.suits(model, ResNet, Block):
+    here = onednn.here(args, torch.get_num_threads())
+    if large and here and onednn.suits(model, ResNet, Block):
         return onednn.layout(model, dtype)
     return frozen_in(dtype, model)
 

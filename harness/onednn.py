@@ -21,13 +21,13 @@ OTHER_NORMS = (GroupNorm, nn.InstanceNorm2d, RMSNorm)  # for which activations a
 LAYERS = (nn.Conv2d, *NORMS, *OTHER_NORMS, nn.ReLU, nn.Linear, nn.Sequential, nn.Identity)
 
 
-def here(args) -> bool:
+def here(args, threads: int) -> bool:
     """Whether the processor has it, in the run's precision, and one thread is to calculate: several
     wait for each other within oneDNN's BatchNorm, and beside other programs that costs more than
     the layout gains."""
     return (
         args.device.type == "cpu"
-        and torch.get_num_threads() == 1
+        and threads == 1
         and platform.machine().lower() in ("x86_64", "amd64")
         and torch.backends.mkldnn.is_available()
         and (args.precision == "fp32" or has_bf16(args.device))

@@ -232,7 +232,7 @@ def test_frozen_weights_are_cast_once_and_come_back_bit_for_bit():
 
 LARGER = ("--image-size", 16)  # than 8x8, for which oneDNN's layout is not used
 onednn_only = pytest.mark.skipif(
-    not onednn.here(arguments()), reason="this processor has not oneDNN's layout"
+    not onednn.here(arguments(), 1), reason="this processor has not oneDNN's layout"
 )
 
 
