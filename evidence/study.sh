@@ -42,7 +42,7 @@ at_its_rate() { # KIND RATE
 at_its_rate none 0.1
 at_its_rate calibrated 0.03
 at_its_rate ln 0.3
-# at_its_rate gn:4 RATE, once the first line has said it
+at_its_rate gn:4 0.03
 study exp_norms.py --norm none --lr 0.1 --depths 110 "${epochs[@]}" --seeds 0 1
 study exp_norms.py --norm calibrated --lr 0.03 --depths 110 "${epochs[@]}" --seeds 0 1
 # 3. why features die: without weight decay, with the papers' and with more

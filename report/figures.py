@@ -144,7 +144,7 @@ def odds_scale(axis) -> None:
     low, high = axis.get_ylim()
     low, high = max(low, 2), min(high, 99.7)
     axis.set_yscale("function", functions=(log_odds, percent))
-    ticks = [tick for tick in ODDS if low <= tick <= high]
+    ticks = [tick for tick in (ODDS if high > 90 else NO_HIGH_ODDS) if low <= tick <= high]
     if len(ticks) < 3:
         ticks = range(math.ceil(low), math.floor(high) + 1)
     axis.set_yticks(ticks, [f"{tick:g}" for tick in ticks])
@@ -153,6 +153,7 @@ def odds_scale(axis) -> None:
 
 
 ODDS = (5, 10, 20, 30, 50, 70, 80, 90, 95, 98, 99)  # ticks
+NO_HIGH_ODDS = (5, *range(10, 100, 10))  # where there is room for more of them
 
 
 def log_odds(accuracy):
@@ -386,8 +387,9 @@ def accuracy_parameters(runs):
     """Accuracy against the number of trained parameters, for whatever is trained and whatever the
     shape."""
 
-    def several(sweep: pd.DataFrame) -> bool:
-        return sweep.params_trained.nunique() > 2
+    def several(sweep: pd.DataFrame) -> bool:  # by depth alone accuracy_depth shows them
+        more = sweep.train.nunique() > 1 or sweep.width.nunique() > 1
+        return sweep.params_trained.nunique() > 2 and more
 
     trained = resnets(usual_start(runs)).query("train != 'none'")
     trained = trained[trained.params_trained > 0]
