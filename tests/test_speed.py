@@ -255,8 +255,14 @@ def one_step(norm: str, train: str, arithmetic) -> dict[str, torch.Tensor]:
 
 
 @onednn_only
-@pytest.mark.parametrize("train", ["norm", "all", "random:2"])
-@pytest.mark.parametrize("norm", exp_norms.Settings.lists["norm"])
+@pytest.mark.parametrize(
+    ("norm", "train"),
+    [
+        *((norm, "norm") for norm in exp_norms.Settings.lists["norm"]),
+        ("bn", "all"),
+        ("bn", "random:2"),
+    ],
+)
 def test_onednns_layout_changes_no_result(norm, train, monkeypatch):
     used, layout = [], onednn.layout
     monkeypatch.setattr(onednn, "layout", lambda *of: used.append(of) or layout(*of))
