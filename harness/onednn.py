@@ -13,12 +13,11 @@ from functools import partial
 import torch
 from torch import nn
 
-from harness.norms import Calibrated, GroupNorm, RMSNorm, ScaleShift
+from harness.norms import GroupNorm, RMSNorm, ScaleShift
 from harness.speed import has_bf16
 
-NORMS = (nn.BatchNorm2d, ScaleShift, Calibrated)
 OTHER_NORMS = (GroupNorm, nn.InstanceNorm2d, RMSNorm)  # for which activations are as usual
-LAYERS = (nn.Conv2d, *NORMS, *OTHER_NORMS, nn.ReLU, nn.Linear, nn.Sequential, nn.Identity)
+LAYERS = (nn.Conv2d, nn.BatchNorm2d, ScaleShift, nn.ReLU, nn.Linear, nn.Sequential, nn.Identity)
 
 
 def here(args, threads: int) -> bool:
@@ -38,7 +37,7 @@ def here(args, threads: int) -> bool:
 def suits(model: nn.Module, network: type, block: type) -> bool:
     """Whether `model` is a `network`, of `block`s and of layers that know the layout. A class that
     inherits from these, and does something else, is another."""
-    known = {kind.forward for kind in (*LAYERS, network, block)}
+    known = {kind.forward for kind in (*LAYERS, *OTHER_NORMS, network, block)}
     layers = [layer for name, layer in model.named_modules() if "parametrizations" not in name]
     return type(model) is network and all(type(layer).forward in known for layer in layers)
 
