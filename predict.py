@@ -50,6 +50,7 @@ class Trained:
     model: nn.Module
     data: common.Data
     script: object
+    precision: str  # of the run; the network opens in fp32 where the device has no bf16
 
 
 # ------------------------------------------------------------------------------------ a checkpoint
@@ -71,7 +72,7 @@ def load(path: Path, device: str) -> Trained:
             scale = [torch.tensor(content[key], device=args.device) for key in ("mean", "std")]
             data.mean_std = tuple(scale)
             name = file_name(about["run"], also="+")
-            return Trained(path, name, args, model.eval(), data, script)
+            return Trained(path, name, args, model.eval(), data, script, about["precision"])
     except OSError as error:
         example = "such as evidence/checkpoints/bn_only/*.pt"
         raise UserError(
@@ -133,10 +134,9 @@ def settings_of(content: dict, device: str, known: type[Settings]) -> Settings:
     own = [(name, type(value), None) for name, value in found.items() if name not in names]
     kind = dataclasses.make_dataclass("Settings", own, bases=(known,))
     mine = {"quiet": True, "data": ".", "device": device, "compile": False, "graph": False}
-    args = common.resolved(kind(**found | mine))
-    if not has_bf16(args.device):
-        args = args.but(precision="fp32")
-    return args
+    if not has_bf16(find_device(device)):
+        mine["precision"] = "fp32"
+    return common.resolved(kind(**found | mine))
 
 
 def settings_of_version_1(content: dict) -> dict:
@@ -169,6 +169,8 @@ def print_accuracy(trained: Trained, dataset: str, folder: str | None, target: s
     count = f"{len(data.labels['test']):,} test images of {data.name}"
     others = f"{result['top5']:.2f} % among the five likeliest; loss {result['loss']:.4f}"
     print(f"{trained.name}: {result['acc']:.2f} % of {count} right, {others}")
+    if trained.precision != trained.args.precision:
+        print(f"  in {trained.args.precision}: its run was in {trained.precision}")
 
 
 def read_data(

@@ -8,8 +8,12 @@ from __future__ import annotations
 import ctypes
 import math
 import os
+import platform
+import subprocess
 import sys
 from contextlib import contextmanager
+from functools import cache
+from pathlib import Path
 
 import torch
 from torch import nn
@@ -55,7 +59,25 @@ def has_bf16(device: torch.device) -> bool:
 
 
 def device_name(device: torch.device) -> str:
-    return torch.cuda.get_device_name(device) if device.type == "cuda" else str(device)
+    """What the records call a device: by the name of the GPU, or of the processor."""
+    if device.type == "cuda":
+        return torch.cuda.get_device_name(device)
+    return f"cpu ({processor()})" if device.type == "cpu" else str(device)
+
+
+@cache
+def processor() -> str:
+    """The processor's own name, where the system tells it; else its architecture."""
+    try:
+        if sys.platform == "linux":
+            lines = Path("/proc/cpuinfo").read_text().splitlines()
+            return next(line for line in lines if line.startswith("model name")).split(": ")[1]
+        if sys.platform == "darwin":
+            words = ["sysctl", "-n", "machdep.cpu.brand_string"]
+            return subprocess.run(words, check=True, capture_output=True, text=True).stdout.strip()
+    except (OSError, StopIteration, IndexError, subprocess.SubprocessError):
+        pass  # a Linux on ARM names no model
+    return platform.processor() or platform.machine()
 
 
 @contextmanager

@@ -198,7 +198,7 @@ def test_dry_run_tells_and_writes_nothing(capsys):
     assert (
         "1,322 of" in out
         and "gamma 336" in out
-        and "seconds on cpu: 3 epochs of" in out
+        and f"seconds on cpu ({speed.processor()}): 3 epochs of" in out
         and ".csv" in out
         and not files()
     )

@@ -2,14 +2,14 @@
 
 from pathlib import Path
 
-from tests.helpers import run, rows, arguments
+from tests.helpers import HERE, run, rows, arguments
 import numpy as np
 import pytest
 import torch
 from PIL import Image
 
 import common
-from harness import checkpoints
+from harness import checkpoints, speed
 from harness import files as harness_files
 import exp_bn_init
 import exp_mlp_lenet
@@ -40,6 +40,16 @@ def test_predict_knows_the_networks_of_every_experiment(script, words, capsys):
     out = capsys.readouterr().out
     for path in Path("results").rglob("*[0-9a-f].csv"):
         assert f"{path.stem}: {float(rows(path)[-1]['test_acc']):.2f} %" in out
+
+
+def test_a_network_of_bf16_opens_where_there_is_none(monkeypatch, capsys):
+    for module in (predict, speed):
+        monkeypatch.setattr(module, "has_bf16", lambda device: False)
+    (path,) = HERE.glob("evidence/checkpoints/bn_only/resnet56-w1-digits-bn-s0-*.pt")
+    assert predict.main([str(path), "--dataset", "digits", "--device", "cpu"]) == 0
+    out = capsys.readouterr().out
+    right = float(out.split(": ")[1].split(" %")[0])
+    assert abs(right - 95.54) < 1 and "in fp32: its run was in bf16" in out
 
 
 def test_predict_names_classes_and_draws(capsys):
