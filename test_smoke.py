@@ -289,9 +289,10 @@ def test_the_csv_contract():
     assert run("--seed", 5) == 0
     path = the_csv()
     design = (
-        "experiment run dataset subset val_fraction arch depth width train gamma_init beta_init weight_init augment seed epochs batch_size optimizer lr momentum "
-        "weight_decay schedule warmup_epochs precision params_total params_trained epoch train_loss train_acc val_loss val_acc test_loss test_acc test_top5 "
-        "seconds device threads torch commit status"
+        "experiment run dataset subset val_fraction arch depth width train gamma_init beta_init "
+        "weight_init augment seed epochs batch_size optimizer lr momentum weight_decay schedule "
+        "warmup_epochs precision params_total params_trained epoch train_loss train_acc val_loss "
+        "val_acc test_loss test_acc test_top5 seconds device threads torch commit status"
     ).split()
     table = pd.read_csv(path)
     assert list(table.columns[: len(design)]) == design

@@ -101,14 +101,14 @@ def sweeps(runs: pd.DataFrame, *varied: str) -> Iterator[tuple[str, pd.DataFrame
         trained, untrained = runs[runs.train != "none"], runs[runs.train == "none"]
     start = [column for column in shared if column not in RECIPE]
     found = [sweep for _, sweep in trained.groupby(shared, dropna=False)]
+    kinds = [tuple(sweep.iloc[0][start].astype(str)) for sweep in found]
     largest: dict[tuple, int] = {}
-    for sweep in found:
-        kind = tuple(sweep.iloc[0][start].astype(str))
+    for kind, sweep in zip(kinds, found, strict=True):
         largest[kind] = max(largest.get(kind, 0), len(sweep))
-    for sweep in found:
-        first = sweep.iloc[0]
-        equal = untrained[start].eq(first[start]) | (untrained[start].isna() & first[start].isna())
-        if len(sweep) == largest[tuple(first[start].astype(str))]:
+    for kind, sweep in zip(kinds, found, strict=True):
+        if len(untrained) and len(sweep) == largest[kind]:
+            first = sweep.iloc[0][start]
+            equal = untrained[start].eq(first) | (untrained[start].isna() & first.isna())
             sweep = pd.concat([sweep, untrained[equal.all(axis=1)]])
         yield title(sweep, varied), sweep
 

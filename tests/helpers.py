@@ -36,7 +36,8 @@ SMALL += ["--device", "cpu"]
 
 @pytest.fixture(autouse=True)
 def folder(tmp_path, monkeypatch):
-    """Every test has a folder of its own as the current one, and as the place of the user's cache."""
+    """Every test has a folder of its own as the current one, and as the place of the user's
+    cache."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     return tmp_path

@@ -1,4 +1,5 @@
-"""What a copied script may change, and what stays true: each test writes the script into a folder of its own."""
+"""What a copied script may change, and what stays true: each test writes the script into a folder
+of its own."""
 
 import re
 from pathlib import Path
@@ -28,7 +29,8 @@ def made(name: str, *words, results="results") -> list[dict]:
 def script(name: str, text: str) -> None:
     """`text` as a script that ends like all of them."""
     end = '\n\nif __name__ == "__main__":\n    sys.exit(common.main(run, Settings, __doc__))\n'
-    start = "import sys\nfrom dataclasses import dataclass\nimport common\nimport torch\nfrom torch import nn\n"
+    start = "import sys\nfrom dataclasses import dataclass\n"
+    start += "import common\nimport torch\nfrom torch import nn\n"
     settings = "" if "class Settings" in text else "Settings = common.Settings\n"
     Path(f"exp_{name}.py").write_text(start + settings + text + end)
 
@@ -79,7 +81,8 @@ class SmallViT(nn.Module):
         super().__init__()
         self.patches = nn.Conv2d(size[2], 32, 2, 2)
         self.position = nn.Parameter(torch.randn(1, 16, 32))
-        layer = nn.TransformerEncoderLayer(32, 4, 64, dropout=0.1, batch_first=True, norm_first=True)
+        about = {"dropout": 0.1, "batch_first": True, "norm_first": True}
+        layer = nn.TransformerEncoderLayer(32, 4, 64, **about)
         self.encoder = nn.TransformerEncoder(layer, 2, enable_nested_tensor=False)
         self.head = nn.Linear(32, classes)
 
@@ -187,7 +190,8 @@ def run(args):
     model = common.build_model(args, data)
     model.output = nn.Sequential(nn.Dropout(args.dropout), model.output)
     common.freeze(model, args.train)
-    return common.fit(model, data, args, also=lambda model: {"gamma": model.bn.weight.mean().item()})
+    measure = lambda model: {"gamma": model.bn.weight.mean().item()}
+    return common.fit(model, data, args, also=measure)
 """
 
 
@@ -215,7 +219,11 @@ def test_biases_alone_by_a_word_and_by_a_predicate():
 def run(args):
     data = common.load_data(args)
     model = common.build_model(args, data)
-    common.freeze(model, lambda name, module, p: name.startswith("stage1") and name.endswith("bias"), called="beta of the first stage")
+    common.freeze(
+        model,
+        lambda name, module, parameter: name.startswith("stage1") and name.endswith("bias"),
+        called="beta of the first stage",
+    )
     return common.fit(model, data, args)
 """,
     )

@@ -244,7 +244,8 @@ def test_imagenet_is_streamed_and_does_not_depend_on_the_workers(capsys):
 
 
 def test_imagenets_crops_are_open_lths():
-    """Of scale 0.1 to 1 and ratio 0.8 to 1.25: on an image that is brighter from left to right and from top to bottom a crop shows where it was cut."""
+    """Of scale 0.1 to 1 and ratio 0.8 to 1.25: on an image that is brighter from left to right and
+    from top to bottom a crop shows where it was cut."""
     ramp = np.stack(
         np.broadcast_arrays(
             np.arange(250, dtype=np.uint8)[None, :],
@@ -292,5 +293,7 @@ def test_imagenets_crops_are_open_lths():
 
 def test_davis_frank_on_imagenet():
     image_folder(sizes=((64, 64),), test="val")
-    words = "davis_frank --dataset imagenet --data pets --image-size 64 --network resnet18 --val-fraction 0.4 --seeds 1 --epochs 1 --batch-size 4 --workers 1 --bn-weight 0.1 --quiet".split()
+    network = "davis_frank --network resnet18 --bn-weight 0.1 --seeds 1"
+    images = "--dataset imagenet --data pets --image-size 64 --val-fraction 0.4 --workers 1"
+    words = [*network.split(), *images.split(), "--epochs", "1", "--batch-size", "4", "--quiet"]
     assert exp_bn_init.main(words) == 0 and len(list(Path("results").rglob("*[0-9a-f].csv"))) == 2

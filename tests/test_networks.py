@@ -203,7 +203,8 @@ def test_fewer_random_entries_are_among_more_and_all_is_everything():
 
 
 def test_a_step_with_random_entries_costs_little_more_than_one_of_all():
-    """At CIFAR's size, by the processor's time on one thread, so that neither what else runs nor waiting threads count."""
+    """At CIFAR's size, by the processor's time on one thread, so that neither what else runs nor
+    waiting threads count."""
     seconds, steps, threads = {"random:2": [], "all": []}, {}, torch.get_num_threads()
     for train in seconds:
         args = arguments("--train", train, "--depth", 14, "--image-size", 32)

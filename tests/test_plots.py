@@ -609,7 +609,8 @@ def test_packed_runs_say_what_the_runs_said(capsys):
     )
     Path("results/bench").mkdir()
     Path("results/bench/cpu.csv").write_text(
-        "device,threads,arch,depth,width,train,image_size,batch_size,variant,limit_s,share_of_step,start_s\ncpu,2,resnet,14,1,bn,32,128,start-up,,,2.5\n"
+        "device,threads,arch,depth,width,train,image_size,batch_size,variant,limit_s,share_of_step,"
+        "start_s\ncpu,2,resnet,14,1,bn,32,128,start-up,,,2.5\n"
     )
     capsys.readouterr()
     expected, told = tables_of(), capsys.readouterr().err

@@ -38,7 +38,9 @@ sys.exit(common.main(mlp.run, Settings, "", None))
 
 def test_two_processes_calculate_what_one_does():
     Path("exp_plain.py").write_text(WITHOUT_BATCHNORM)
-    words = "--dataset digits --subset 450 --batch-size 95 --epochs 2 --precision fp32 --train all --quiet".split()  # ten steps, the last of each epoch of 70
+    # ten steps, the last of each epoch of 70
+    words = "--dataset digits --subset 450 --batch-size 95 --epochs 2 --train all".split()
+    words += ["--precision", "fp32", "--quiet"]
     forked("exp_plain.py", *words, "--results", "one")
     together("exp_plain.py", *words, "--results", "two")
     one, two = (pd.read_csv(the_csv(folder)) for folder in ("one", "two"))
@@ -73,13 +75,21 @@ def test_a_dry_run_under_torchrun_prints_one_plan(script):
 
 
 def test_processes_wait_for_the_first_as_long_as_it_takes():
-    """While it downloads, say: here three seconds, of collectives that give up after one unless they are told otherwise."""
+    """While it downloads, say: here three seconds, of collectives that give up after one unless
+    they are told otherwise."""
     Path("exp_slow.py").write_text("""
 import sys, time, datetime, common, exp_bn_only
 from harness import processes
 import torch.distributed.distributed_c10d as c10d
 c10d.default_pg_timeout = datetime.timedelta(seconds=1)
-common.load_digits = lambda load=common.load_digits: (processes.first() and time.sleep(3), load())[1]
+load = common.load_digits
+
+def slowly():
+    if processes.first():
+        time.sleep(3)
+    return load()
+
+common.load_digits = slowly
 sys.exit(common.main(exp_bn_only.run, common.Settings, "", None))
 """)
     together("exp_slow.py", *SMALL, "--epochs", 1, "--quiet")

@@ -47,8 +47,9 @@ def test_activity_is_the_share_of_activations_above_zero():
 
 @pytest.mark.parametrize("bn, active", [("before", 226), ("after", 0)])
 def test_a_batchnorm_after_the_activation_has_no_relu_of_its_own(bn, active):
-    words = "--arch lenet5 --image-size 12 --dataset digits --subset 150 --epochs 1 --batch-size 50 --precision fp32 --quiet".split()
-    assert exp_mlp_lenet.main([*words, "--bn", bn]) == 0
+    network = ["--arch", "lenet5", "--image-size", "12", "--bn", bn]
+    recipe = "--dataset digits --subset 150 --epochs 1 --batch-size 50 --precision fp32".split()
+    assert exp_mlp_lenet.main([*network, *recipe, "--quiet"]) == 0
     learned = pd.read_csv(the_csv().with_suffix(".bn.csv.gz"))
     assert len(learned) == 6 + 16 + 120 + 84 and learned.active.notna().sum() == active
 
@@ -115,7 +116,8 @@ def test_a_second_process_says_so_and_stops(capsys):
 
 @pytest.mark.parametrize("sent, code", [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
 def test_signals_stop_at_once_and_say_how_to_go_on(sent, code):
-    # A shell starts what it puts in the background with SIGINT ignored: the test must not depend on how it was started itself.
+    # A shell starts what it puts in the background with SIGINT ignored: the test must not depend on
+    # how it was started itself.
     with start(
         "--epochs", 500, "--quiet", preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL)
     ) as process:
@@ -176,10 +178,9 @@ def test_a_finished_run_whose_checkpoint_is_damaged_is_made_again(capsys):
     whole, checkpoint = rows(the_csv()), next(Path("checkpoints").rglob("*.pt"))
     checkpoint.write_bytes(checkpoint.read_bytes()[:-9])
     assert run() == 0 and rows(the_csv()) == whole
-    assert (
-        capsys.readouterr().err
-        == f"warning: the checkpoint {checkpoint} is not used: its checksum does not fit its content\n"
-    )
+    why = "its checksum does not fit its content"
+    warning = f"warning: the checkpoint {checkpoint} is not used: {why}\n"
+    assert capsys.readouterr().err == warning
 
 
 def test_a_checkpoint_is_small_and_knows_its_random_start():

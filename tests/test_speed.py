@@ -59,7 +59,8 @@ def test_bf16_agrees_with_fp32():
 
 @pytest.fixture
 def quickly_compiled(monkeypatch):
-    """torch.compile without its code generator, which takes minutes: traced, differentiated and functionalised like any, and run by PyTorch's operators."""
+    """torch.compile without its code generator, which takes minutes: traced, differentiated and
+    functionalised like any, and run by PyTorch's operators."""
     compiled, compile = [], functools.partial(torch.compile, backend="aot_eager")
     monkeypatch.setattr(
         torch,
@@ -327,13 +328,17 @@ def test_compiled_blocks_calculate_what_eager_ones_do(quickly_compiled):
     "given, words, threads", [(None, [], 1), (None, ["--image-size", "16"], 2), ("2", [], 2)]
 )
 def test_small_images_take_one_thread_unless_told_otherwise(given, words, threads):
-    environment = {key: value for key, value in os.environ.items() if key != "OMP_NUM_THREADS"} | (
-        {"OMP_NUM_THREADS": given} if given else {}
-    )
-    code = f"import sys, exp_bn_only; from harness import speed; speed.ALL_THREADS = 2; sys.exit(exp_bn_only.main({[*SMALL, '--epochs', '1', '--quiet', *words]}))"
-    subprocess.run(
-        [sys.executable, "-c", code], check=True, env=environment | {"PYTHONPATH": str(HERE)}
-    )
+    environment = os.environ | {"PYTHONPATH": str(HERE)}
+    environment.pop("OMP_NUM_THREADS", None)
+    if given:
+        environment["OMP_NUM_THREADS"] = given
+    code = f"""
+import sys, exp_bn_only
+from harness import speed
+speed.ALL_THREADS = 2
+sys.exit(exp_bn_only.main({[*SMALL, "--epochs", "1", "--quiet", *words]}))
+"""
+    subprocess.run([sys.executable, "-c", code], check=True, env=environment)
     assert {row["threads"] for row in rows(the_csv())} == {str(threads)}
 
 
@@ -371,8 +376,9 @@ def test_no_compiler_is_one_line(monkeypatch, capsys):
 
 
 class RecordedStep:
-    """What stands in for a CUDA graph where there is no GPU: it remembers the step that was captured, which is taken back, and makes it again at each replay,
-    with what was read from memory at the capture, the rates among it, as it is by then."""
+    """What stands in for a CUDA graph where there is no GPU: it remembers the step that was
+    captured, which is taken back, and makes it again at each replay, with what was read from memory
+    at the capture, the rates among it, as it is by then."""
 
     def __init__(self, monkeypatch, model, optimizer):
         self.model, self.optimizer, self.captures = model, optimizer, 0
@@ -404,7 +410,8 @@ class RecordedStep:
 
 @pytest.mark.parametrize("words", ["--schedule step", "--schedule cosine --warmup-epochs 2"])
 def test_a_graphed_step_makes_every_step_once_at_its_rate(monkeypatch, words):
-    """All of it but CUDA: which steps are captured and replayed, on which batches, at which learning rate; and that one capture is enough."""
+    """All of it but CUDA: which steps are captured and replayed, on which batches, at which
+    learning rate; and that one capture is enough."""
     args, found = arguments("--subset", 120, "--batch-size", 20, "--epochs", 4, *words.split()), []
     data = common.load_data(args)
     for graphed in (False, True):
