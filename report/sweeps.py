@@ -234,29 +234,31 @@ def matched(sweep: pd.DataFrame) -> Iterator[tuple[pd.DataFrame, pd.DataFrame]]:
             yield deep, wide
 
 
-def best_rates(runs: pd.DataFrame) -> dict[tuple, float]:
+def best_rates(runs: pd.DataFrame) -> dict[tuple, dict[float, float]]:
     """The learning rate of each METHOD whose accuracy on a validation split, the mean over seeds,
-    is the best, where several rates were tried: by the longest of such trials, of the shallowest
+    is the best, by how many epochs it was tried for; where several were, of the shallowest
     network."""
     trials = runs[(runs.val_fraction > 0) & runs.val_acc.notna()]
-    chosen = {}
-    for method, tried in trials.groupby(METHOD):
-        for _, of_length in tried.groupby("epochs"):  # the longest comes last
-            of_depth = of_length[of_length.depth == of_length.depth.min()]
-            accuracies = of_depth.groupby("lr").val_acc.mean()
-            if len(accuracies) > 1:
-                chosen[method] = accuracies.idxmax()
+    chosen: dict[tuple, dict[float, float]] = {}
+    for (*method, epochs), tried in trials.groupby([*METHOD, "epochs"]):
+        of_depth = tried[tried.depth == tried.depth.min()]
+        accuracies = of_depth.groupby("lr").val_acc.mean()
+        if len(accuracies) > 1:
+            chosen.setdefault(tuple(method), {})[epochs] = accuracies.idxmax()
     return chosen
 
 
 def at_own_rate(runs: pd.DataFrame) -> pd.DataFrame:
-    """The runs, trained on all images, of each method at its best rate; of a method whose rates
-    were not compared, none."""
+    """The runs, trained on all images, of each method at its best rate, by trials of as many epochs
+    or else by the longest; of a method whose rates were not compared, none."""
     chosen = best_rates(runs)
     finals = runs[runs.val_fraction == 0]
-    methods = finals[METHOD].itertuples(index=False, name=None)
-    rates = pd.Series([chosen.get(method) for method in methods], finals.index, dtype=float)
-    return finals[finals.lr == rates]
+    rates = []
+    for *method, epochs in finals[[*METHOD, "epochs"]].itertuples(index=False, name=None):
+        by_length = chosen.get(tuple(method), {})
+        longest = by_length.get(max(by_length, default=0))
+        rates.append(by_length.get(epochs, longest))
+    return finals[finals.lr == pd.Series(rates, finals.index, dtype=float)]
 
 
 def of_kinds(runs: pd.DataFrame) -> pd.DataFrame:
