@@ -5,6 +5,8 @@ from __future__ import annotations
 
 import math
 
+import pandas as pd
+
 SMALL = 0.01  # of γ
 DEAD = 0.01  # active on a smaller share of the test activations
 
@@ -18,8 +20,28 @@ def share_of_small_gammas(run, when: str = "gamma") -> float:
 
 def share_of_dead(run) -> float:
     """Percent of the channels that a ReLU follows; NaN where activity was not kept."""
+    return 100 * (with_activity(run).active < DEAD).mean()
+
+
+def small_among_living(run) -> float:
+    """Percent of the channels that a ReLU follows, and that are not dead, with a small γ."""
+    channels = with_activity(run)
+    return 100 * (channels.gamma[channels.active >= DEAD].abs() < SMALL).mean()
+
+
+def dead_among_small(run) -> float:
+    """Percent of the channels that a ReLU follows, and that have a small γ, that are dead; NaN
+    where there is none."""
+    channels = with_activity(run)
+    return 100 * (channels.active[channels.gamma.abs() < SMALL] < DEAD).mean()
+
+
+def with_activity(run) -> pd.DataFrame:
+    """The channels that a ReLU follows; none where activity was not kept."""
     channels = run.record.table("channels")
-    return math.nan if channels is None else 100 * (channels.active.dropna() < DEAD).mean()
+    if channels is None:
+        return pd.DataFrame(columns=["gamma", "active"], dtype=float)
+    return channels.dropna(subset="active")
 
 
 def distance(run, which: str) -> float:

@@ -20,6 +20,7 @@ from typing import NamedTuple
 import numpy as np
 import pandas as pd
 
+from report.features import DEAD, SMALL
 from report.registry import figure
 from report.stats import Mean
 from report.sweeps import (
@@ -493,6 +494,38 @@ def small_gammas(runs):
         style = look(train) | {"linestyle": dashes}
         draw_line(axis, 10 * shares.index + 5, Mean.of_rows(shares), label, **style)
     axis.set(ylim=(0, None))
+    legend_below(axis)
+    return figure
+
+
+@figure("exp_bn_only.py --dataset digits")
+def living_gammas(runs):
+    """|γ| of the features that live and of those that are dead, active on less than 1 % of the test
+    activations, beside their start: of γ and β trained alone, by the longest recipe, in the deepest
+    network. The outer bars hold what lies beyond."""
+    chosen = deepest(runs, "bn")
+    if chosen is None:
+        return None
+    cell, trained = of_train(chosen.sweep, "bn")
+    channels = tables_of(cell, "channels")
+    if not channels:
+        return None
+    features = pd.concat(channels).dropna(subset="active")
+    dead = features.active < DEAD
+    figure, (axis,) = panel(chosen.title, "|γ|", "features (%)")
+    parts = (
+        (f"at the start, {trained}", features.gamma_init, "#888888", ":"),
+        (f"living, {100 * (1 - dead.mean()):.0f} %", features.gamma[~dead], PALETTE[8], "-"),
+        (f"dead, {100 * dead.mean():.0f} %", features.gamma[dead], PALETTE[4], "--"),
+    )
+    for label, gammas, colour, dashes in parts:
+        # of all features, so that the living and the dead add up
+        weights = [100 / len(features)] * len(gammas)
+        values = gammas.abs().clip(1e-4, 10)
+        style = {"color": colour, "linestyle": dashes, "label": label}
+        axis.hist(values, np.geomspace(1e-4, 10, 41), weights=weights, histtype="step", **style)
+    axis.axvline(SMALL, color="#888888", linewidth=0.6, linestyle=(0, (1, 3)), label="|γ| = 0.01")
+    axis.set(xscale="log")
     legend_below(axis)
     return figure
 

@@ -15,7 +15,13 @@ from typing import NamedTuple
 import numpy as np
 import pandas as pd
 
-from report.features import change_by_pruning, share_of_dead, share_of_small_gammas
+from report.features import (
+    change_by_pruning,
+    dead_among_small,
+    share_of_dead,
+    share_of_small_gammas,
+    small_among_living,
+)
 from report.registry import table
 from report.stats import (
     Difference,
@@ -232,9 +238,10 @@ def random_params(runs):
 
 @table("exp_bn_only.py --dataset digits --train all")
 def features(runs):
-    """What becomes of the features: percent of |γ| < 0.01, percent that are dead, active on less
-    than 1 % of the test activations, and points of accuracy by which it changes the network to set
-    such γ to zero."""
+    """What becomes of the features: percent with a small γ, |γ| < 0.01; percent that are dead,
+    active on less than 1 % of the test activations; percent with a small γ of the living, and dead
+    of those with a small γ; points of accuracy by which it changes the network to set such γ to
+    zero."""
     at_the_start = partial(share_of_small_gammas, when="gamma_init")
     alike = resnets(usual_start(runs))
     kept = alike[[record.table("channels") is not None for record in alike.record]]
@@ -248,6 +255,8 @@ def features(runs):
                 "small at the start": Mean.of(cell, at_the_start),
                 "small": Mean.of(cell, share_of_small_gammas),
                 "dead": Mean.of(cell, share_of_dead),
+                "small, of the living": Mean.of(cell, small_among_living),
+                "dead, of the small": Mean.of(cell, dead_among_small),
                 "change by pruning": one_sample(cell, change_by_pruning),
             }
             rows.append(row)

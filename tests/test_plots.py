@@ -7,6 +7,7 @@ import re
 import shutil
 import subprocess
 import sys
+import types
 from pathlib import Path
 
 import numpy as np
@@ -16,7 +17,7 @@ import scipy.stats
 
 import exp_mlp_lenet
 import plots
-from report import figures, registry, runs, stats, sweeps, tables
+from report import features, figures, registry, runs, stats, sweeps, tables
 from tests.helpers import GRID, HERE, environment, rows, run, the_csv
 
 
@@ -328,6 +329,18 @@ def test_why_features_die_is_judged_by_runs_without_weight_decay():
     assert found["share of dead features, without − with decay, depth 14"] == "confirmed"
     small = found["share of |γ| < 0.01, half of it with decay − without, depth 14"]
     assert small in ("contradicted", "open")
+
+
+def test_small_gammas_are_counted_among_the_living_and_the_dead():
+    """Of five channels that a ReLU follows two are dead, of which one has a small γ; of the three
+    living one has, too. The sixth is a shortcut's."""
+    table = {"gamma": [0.001, 0.5, -0.002, 0.4, -3, 0], "active": [0, 0.009, 0.01, 0.5, 1, None]}
+    run = types.SimpleNamespace(record=types.SimpleNamespace(table=lambda kind: None))
+    assert math.isnan(features.share_of_dead(run)) and math.isnan(features.dead_among_small(run))
+    run.record.table = lambda kind: pd.DataFrame(table)
+    assert features.share_of_dead(run) == 40
+    assert features.small_among_living(run) == pytest.approx(100 / 3)
+    assert features.dead_among_small(run) == 50
 
 
 def test_davis_frank_is_judged_by_a_one_sided_paired_test():
