@@ -40,7 +40,7 @@ from harness.progress import progress_bar, tell
 from harness.recording import Recorder, finished_before, own_measures
 from harness.runs import Outcome, Run, commit, dataset_name, is_finite, name_run, out_of_time
 from harness.speed import device_name, frozen_in
-from harness.telling import summarise
+from harness.telling import summarise, warn_of_unused
 from harness.zoo import DEPTHS, imagenet_resnet, vgg
 
 # Not used here, but by experiments: their flags, their start, a grid's runs.
@@ -491,7 +491,7 @@ def fit(model: nn.Module, data: Data, args: Settings, recipe=recipe, also=None) 
     made = recipe(model, args)
     if not isinstance(made, Recipe):
         raise UserError(f"a recipe returns common.Recipe or common.scheduled(…), not {made!r:.60}")
-    args = as_trained(model, args, made)
+    asked, args = args, as_trained(model, args, made)
     name = name_run(args, data.name)
     if args.dry_run:
         seconds = 0.0
@@ -506,6 +506,8 @@ def fit(model: nn.Module, data: Data, args: Settings, recipe=recipe, also=None) 
     about |= {"image_size": size, "classes": len(data.classes)}
     where = {"device": device_name(args.device), "threads": torch.get_num_threads()}
     where |= {"torch": torch.__version__, "commit": commit()}
+    if processes.first():
+        warn_of_unused(asked, model, args.train)
     with Run(args, name, about, where) if processes.first() else nullcontext() as run:
         again = processes.from_first(run and finished_before(run, data))
         if not again:

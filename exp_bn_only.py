@@ -26,9 +26,9 @@ def run(args):
     common.freeze(model, args.train)  # "bn": all but γ and β keep their random start
     outcome = common.fit(model, data, args)  # SGD, step schedule; one CSV row per epoch
     if outcome.finished and not args.quiet:
-        following = "python plots.py"
-        if args.train in COMPARE:
-            train, why = COMPARE[args.train]
+        following, trained = "python plots.py", outcome.rows[-1]["train"]
+        if trained in COMPARE:
+            train, why = COMPARE[trained]
             following = f"{common.command(args, train=train)}    # {why}"
         print(f"  next           {following}")
     return outcome

@@ -206,26 +206,29 @@ def main(argv=None) -> int:
     def work() -> int:
         args = parser().parse_args(argv)
         folders = [args.results, *args.others]
-        check(folders)
+        check("--results", args.results)
+        for folder in args.others:
+            check("--with", folder)
         with writing(args.pack or args.out, "--pack" if args.pack else "--out"):
             if args.pack:
                 for path in pack_runs(folders, args.pack):
                     print(printable(str(path)))
             else:
-                make(args, of_dataset(args, read_runs(*folders)), read_bench(*folders))
+                runs = of_dataset(args, read_runs(*folders))
+                tell_of_precision(args, runs)
+                make(args, runs, read_bench(*folders))
         return 0
 
     return guarded(work, "the same command begins again")
 
 
-def check(folders: list[Path]) -> None:
-    for folder in folders:
-        try:
-            found = folder.is_dir()
-        except OSError as error:  # no folder can have this name
-            raise UserError(f"--results {folder}: {error.strerror}") from None
-        if not found:
-            warn(f"{folder} is no folder: --results names the one that holds the runs")
+def check(flag: str, folder: Path) -> None:
+    try:
+        found = folder.is_dir()
+    except OSError as error:  # no folder can have this name
+        raise UserError(f"{flag} {folder}: {error.strerror}") from None
+    if not found:
+        warn(f"{folder} is no folder: {flag} names one that holds runs")
 
 
 @contextmanager
@@ -248,6 +251,19 @@ def of_dataset(args, runs: pd.DataFrame) -> pd.DataFrame:
         missing = f"{args.results} has no finished run of the data set {args.dataset}"
         raise UserError(f"{missing}: it has {there}")
     return runs[runs.dataset == args.dataset]
+
+
+def tell_of_precision(args, runs: pd.DataFrame) -> None:
+    """Says why a user's runs and those of --with, in another precision, are never averaged."""
+    own = [Path(run.place).is_relative_to(args.results) for run in runs.get("record", [])]
+    mine, others = runs[own], runs[[not is_own for is_own in own]]
+    if mine.empty or others.empty:
+        return
+    (here, there), folders = (part.precision.mode()[0] for part in (mine, others)), args.others
+    if here != there:
+        most = f"the runs of {args.results} are in {here}, most of {' '.join(map(str, folders))}"
+        apart = "tables have them apart, and a figure shows what has the most epochs and seeds"
+        print(printable(f"{most} in {there}: {apart}\n"))
 
 
 def make(args, runs: pd.DataFrame, measured: pd.DataFrame) -> None:

@@ -168,7 +168,8 @@ def print_accuracy(trained: Trained, dataset: str, folder: str | None, target: s
         result = common.evaluate(trained.model, data, "test", trained.args)
     count = f"{len(data.labels['test']):,} test images of {data.name}"
     others = f"{result['top5']:.2f} % among the five likeliest; loss {result['loss']:.4f}"
-    print(f"{trained.name}: {result['acc']:.2f} % of {count} right, {others}")
+    right = float(f"{result['acc']:.6g}")  # as the records have it
+    print(f"{trained.name}: {right:.2f} % of {count} right, {others}")
     if trained.precision != trained.args.precision:
         print(f"  in {trained.args.precision}: its run was in {trained.precision}")
 

@@ -150,7 +150,7 @@ def test_training_batches_hold_every_image_once_and_augment_as_asked():
 
 
 def test_a_grid_makes_each_run_once_and_takes_those_that_are_free(capsys):
-    words = [*GRID, "--depths", "8", "14", "--widths", "1", "--seeds", "0", "1"]
+    words = [*GRID, "--depths", "8", "14", "--widths", "1", "--seeds", "0", "1", "0"]
     assert exp_depth_width.main([*words, "--dry-run"]) == 0 and not files()
     assert "4 runs: 0 finished, 4 to make" in capsys.readouterr().out
     args = arguments("--epochs", 1, "--seed", 1)

@@ -6,6 +6,7 @@
 #     bash evidence/study.sh                                   # 16 pixels, 30 epochs
 #     ITEMS="3 5" bash evidence/study.sh                       # of its list these alone
 #     SIZE=32 EPOCHS=160 bash evidence/study.sh                # the papers' images and length
+#                                  (items 4 and 10 have 32 pixels anyway, item 10 160 epochs)
 #     DATA=data/my-images bash evidence/study.sh --device cuda # further flags go to every run
 #     python plots.py --with evidence
 #
@@ -98,10 +99,11 @@ item_10() { # the papers' length
   at 32 exp_depth_width.py --depths 14 --widths 1 --grid --seeds 0 1 2 3 4
 }
 
-for item in ${ITEMS:-1 2 3 4 5 6 7 8 9 10}; do
+items=${ITEMS:-1 2 3 4 5 6 7 8 9 10}
+for item in $items; do
   if ! declare -F "item_$item" > /dev/null; then
     echo "error: ITEMS: the list has no item $item: give some of 1 to 10" >&2
     exit 2
   fi
-  "item_$item"
 done
+for item in $items; do "item_$item"; done

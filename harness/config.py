@@ -448,7 +448,10 @@ def parse(
             )
     given = vars(parser.parse_args(words))
     said = dict(given)
-    varied = {name: given.pop(name, default) for name, default in settings.lists.items()}
+    varied = {}
+    for name, default in settings.lists.items():
+        values = given.pop(name, default)
+        varied[name] = [value for i, value in enumerate(values) if value not in values[:i]]
     return settings(**given, varied=varied, given=said, process=process)
 
 

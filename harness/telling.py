@@ -7,6 +7,8 @@ import sys
 import torch
 
 from harness.config import Settings
+from harness.errors import warn
+from harness.parts import origin
 from harness.runs import Outcome, Run
 
 
@@ -39,6 +41,12 @@ def summarise(outcome: Outcome, args: Settings) -> None:
             f"  not finished   {len(rows)} of {epochs} epochs: "
             f"the same command{without} goes on from here"
         )
+
+
+def warn_of_unused(asked: Settings, model: torch.nn.Module, trained: str) -> None:
+    """Where a script that freezes as it likes was told to train something else."""
+    if "train" in asked.given and asked.train != origin(model).called:
+        warn(f"--train {asked.train} has no part in this script, which trains {trained}")
 
 
 def open_board(run: Run, epoch: int):

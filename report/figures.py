@@ -173,11 +173,18 @@ def draw_histogram(axis, values: pd.Series, bins: int, low: float, high: float, 
     axis.hist(values.clip(low, high), **kind, **style)
 
 
+CHARACTERS = 84  # of a legend's line, of which a column's handle and space take nine
+
+
 def legend_below(axis, columns: int = 2) -> None:
-    """A legend under the panels, for which the figure grows."""
+    """A legend under the panels, for which the figure grows, of one column where labels are
+    long."""
     handles, labels = axis.get_legend_handles_labels()
-    axis.figure.legend(handles, labels, loc="outside lower center", ncols=columns)
     rows = -(-len(labels) // columns)
+    in_columns = [labels[i : i + rows] for i in range(0, len(labels), rows)]
+    if sum(9 + max(map(len, column)) for column in in_columns) > CHARACTERS:
+        columns, rows = 1, len(labels)
+    axis.figure.legend(handles, labels, loc="outside lower center", ncols=columns)
     axis.figure.set_figheight(HEIGHT + 0.13 * rows)
 
 
@@ -304,14 +311,16 @@ def accuracy_depth(runs):
     others = dict(pair for line in ours for pair in beside(runs, line))
     if sweep.depth.nunique() < 2 and papers.empty and not others:
         return None
-    about = [first.dataset, scaled_to(first)]
-    if sweep[sweep.train != "none"].epochs.nunique() == 1:
+    about, lengths = [first.dataset, scaled_to(first)], sweep[sweep.train != "none"].epochs
+    several = lengths.nunique() > 1  # which a label tells
+    if lengths.nunique() == 1:
         about.append(f"{sweep.epochs.max():g} epochs")
     figure, (axis,) = panel(", ".join(filter(None, about)), "depth (layers)", "test accuracy (%)")
     draw_lines(axis, sweep, "depth")
     for (label, cell), dashes in zip(others.items(), itertools.cycle(OTHER_DASHES), strict=False):
         style = {"color": OTHER[0], "linestyle": dashes}
-        axis.axhline(cell.test_acc.mean(), label=f"{label} ({seeds(cell)})", **style)
+        made = seeds(cell) + (f", {cell.epochs.max():g} epochs" if several else "")
+        axis.axhline(cell.test_acc.mean(), label=f"{label} ({made})", **style)
     markers = dict(zip(papers.source.unique(), PAPER_MARKERS, strict=False))
     shown = papers[papers.train.isin(list(sweep.label))]
     for (train, source), points in shown.groupby(["train", "source"]):
@@ -421,7 +430,7 @@ def error_bars(cells: list[pd.DataFrame]) -> tuple[list[float], list[float]]:
     return [v.mean for v in values], [v.sd if v.seeds > 1 else 0 for v in values]
 
 
-@figure("exp_bn_only.py --dataset digits")
+@figure("exp_bn_only.py --dataset digits --train all")
 def learning_curves(runs):
     """Test accuracy epoch by epoch, of the network of which the most choices of parameters were
     trained by the longest recipe."""

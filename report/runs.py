@@ -208,8 +208,10 @@ def read_runs(*folders: Path) -> pd.DataFrame:
     a run to the next, which are therefore measured."""
     rows, seen, measured = [], set(), {}
     for folder in folders:
+        again = 0
         for run in finished(find_runs(folder)):
             if run.key in seen:
+                again += 1
                 continue
             seen.add(run.key)
             row = reported(run.epochs).to_dict()
@@ -220,6 +222,8 @@ def read_runs(*folders: Path) -> pd.DataFrame:
             measured |= dict.fromkeys(measured_alone(list(row)))
             hours = run.epochs.seconds.sum() / 3600 if "seconds" in row else 0.0
             rows.append(row | {"record": run, "hours": hours})
+        if again:
+            leave_out(folder, f"{again} of its runs, which have the names of runs before")
     if not rows:
         return pd.DataFrame(columns=["dataset", "status"])
     runs = pd.DataFrame(rows)

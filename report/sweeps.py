@@ -183,9 +183,8 @@ def cells(sweep: pd.DataFrame, *varied: str) -> Iterator[tuple]:
 
 def labelled(sweep: pd.DataFrame) -> pd.DataFrame:
     """`sweep` with a column `label`: what was trained, as tables and legends call it. A user's
-    experiment has its own name before it where another experiment has trained the same."""
-    experiments = sweep.groupby("train").experiment.transform("nunique")
-    named = (experiments > 1) & of_users(sweep)
+    experiment has its own name before it where there are others."""
+    named = of_users(sweep) & (sweep.experiment.nunique() > 1)
     return sweep.assign(label=sweep.train.mask(named, sweep.experiment + ": " + sweep.train))
 
 

@@ -228,6 +228,9 @@ def run(args):
 """,
     )
     stage = made("stage", "--depth", 8)
+    assert "has no part" not in forked("exp_stage.py", *SMALL, "--force").err
+    told = "--train output has no part in this script, which trains beta of the first stage"
+    assert told in forked("exp_stage.py", *SMALL, "--train", "output").err
     assert (by_word[0]["train"], by_word[0]["params_trained"]) == ("bias", str(336 + 10))
     assert (stage[0]["train"], stage[0]["params_trained"]) == ("beta of the first stage", "32")
     assert "beta_of_the_first_stage" in stage[0]["run"]

@@ -487,8 +487,8 @@ def test_a_copied_experiment_stands_beside_bn_under_its_own_name():
         "all",
         "none",
         "bn_last_stage: bn",
-        "bn of the last stage",
-        "custom-1a2b3c",
+        "bn_last_stage: bn of the last stage",
+        "thirds: custom-1a2b3c",
     }
     assert (
         together["mean"]["bn"] == 50
@@ -501,11 +501,41 @@ def test_a_copied_experiment_stands_beside_bn_under_its_own_name():
     labels = {
         line.get_label() for line in plots.FIGURES["accuracy_depth"].make(every).axes[0].lines
     }
-    beside = {"bn_last_stage: bn", "bn of the last stage", "custom-1a2b3c"}
-    assert labels == {f"{name} (2 seeds)" for name in {"bn", "all", "none", *beside}}
+    assert labels == {f"{name} (2 seeds)" for name in together.index}
     alone = every[every.experiment == "thirds"]
     assert tables.accuracy(alone.assign(depth=float("nan"))) is not None
     assert next(tables.accuracy(alone)).title.startswith("thirds: digits, ")
+
+
+def test_a_legend_of_long_labels_stays_within_its_figure():
+    short, long = [f"bn+shortcut ({n} seeds)" for n in range(4)], ["a user's experiment" * 3] * 4
+    for labels, columns in ((short, 2), (long, 1)):
+        figure, (axis,) = figures.panel("", "", "")
+        for label in labels:
+            axis.plot([0, 1], [0, 1], label=label)
+        figures.legend_below(axis)
+        figure.canvas.draw()
+        (legend,) = figure.legends
+        assert legend._ncols == columns
+        assert legend.get_window_extent().width <= figure.bbox.width
+
+
+def test_runs_that_stand_beside_others_are_told_of(capsys):
+    """Those in another precision, which no table averages; and those that have another's name."""
+    for folder, precision in (("results", "fp32"), ("others", "bf16")):
+        for seed in range(2):
+            made = pretend(seed, 50, train="bn", precision=precision)
+            (to := Path(folder, "bn_only", made.name)).parent.mkdir(parents=True, exist_ok=True)
+            made.rename(to)
+    assert plots.main(["--with", "others", "--only", "accuracy"]) == 0
+    printed = capsys.readouterr()
+    assert "the runs of results are in fp32, most of others in bf16" in printed.out
+    shutil.copytree("results", "copy")
+    assert plots.main(["--with", "copy", "nowhere", "--only", "accuracy"]) == 0
+    printed = capsys.readouterr()
+    assert "fp32, most" not in printed.out
+    assert "left out: copy: 2 of its runs, which have the names of runs before" in printed.err
+    assert "nowhere is no folder: --with names" in printed.err
 
 
 def test_runs_of_older_and_newer_versions_and_without_a_depth_are_averaged_with_the_others(capsys):
