@@ -390,19 +390,19 @@ def make(left: list[Settings], total: int, run, there: dict) -> list[str]:
     failed, locked, quiet = [], [], left and left[0].quiet
     with grid_bar(total=total, initial=total - len(left), disable=quiet) as bar:
         for args in itertools.chain(left, locked):  # those that were locked get a second look
-            name = name_run(args).run
-            bar.set_description_str(name)
+            name, told = name_run(args).run, told_in_a_grid(args)
+            bar.set_description_str(told)
             try:
                 outcome = there[name] = run(args.but(quiet=True))
                 if outcome.code:
                     failed.append(f"{name} (diverged)")
                 elif outcome.finished and not quiet:
-                    bar.write(f"{name}: {float(outcome.rows[-1]['test_acc']):.2f} %")
+                    bar.write(f"{told}: {float(outcome.rows[-1]['test_acc']):.2f} %")
             except Locked as error:
                 if not any(args is other for other in locked):
                     locked.append(args)
                     if not quiet:
-                        bar.write(f"{name}: another process is making it")
+                        bar.write(f"{told}: another process is making it")
                     continue
                 print(f"left to it: {error}", file=sys.stderr)
             except Exception as error:
@@ -415,6 +415,15 @@ def make(left: list[Settings], total: int, run, there: dict) -> list[str]:
                 break
             bar.update()
     return failed
+
+
+def told_in_a_grid(args: Settings) -> str:
+    """A run's name, and those settings that its grid varies and the name does not show."""
+    in_name = ("arch", "depth", "width", "train", "seed")
+    varied = [key for key, values in args.varied.items() if len(values) > 1 and key not in in_name]
+    told = ", ".join(f"{key} {getattr(args, key)}" for key in varied)
+    name = name_run(args).run
+    return f"{name} ({told})" if told else name
 
 
 def outcome_on_disk(args: Settings) -> Outcome | None:

@@ -1,5 +1,6 @@
 """exp_norms.py: other normalisations and none, a transformer, biases."""
 
+import re
 from functools import partial
 from pathlib import Path
 
@@ -34,6 +35,14 @@ def test_every_kind_end_to_end_and_once(capsys):
     assert {row["train"] for row in found} == {"bn", "norm"}
     assert all(f", {kind}, rate 0.1" in first for kind in ("bn", "gn:4", "rms", "none"))
     assert exp_norms.main(words) == 0 and "14 finished, 0 to make" in capsys.readouterr().out
+
+
+def test_a_grid_tells_runs_apart_whose_names_do_not(capsys):
+    words = [word for word in GRID if word != "--quiet"]
+    assert exp_norms.main([*words, "--norm", "none", "rms", "--lr", "0.1"]) == 0
+    out = capsys.readouterr().out
+    for kind in ("none", "rms"):
+        assert re.search(rf"norm-s0-\w+ \(norm {kind}\): [\d.]+ %", out)
 
 
 def test_batchnorm_here_is_that_of_the_other_scripts():
