@@ -180,7 +180,7 @@ def legend_below(axis, columns: int = 2) -> None:
     """A legend under the panels, for which the figure grows, of one column where labels are
     long."""
     handles, labels = axis.get_legend_handles_labels()
-    rows = -(-len(labels) // columns)
+    rows = max(1, -(-len(labels) // columns))
     in_columns = [labels[i : i + rows] for i in range(0, len(labels), rows)]
     if sum(9 + max(map(len, column)) for column in in_columns) > CHARACTERS:
         columns, rows = 1, len(labels)

@@ -2,7 +2,7 @@
 files, many processes, numbers out of range, any command line.
 
 `pytest` makes a small version, `pytest -m slow` the full one: 50 kills instead of 3, 2,000 command
-lines instead of 60, a thousand runs instead of 50.
+lines instead of 60, a thousand runs instead of 30.
 """
 
 import argparse
@@ -190,7 +190,7 @@ def test_a_run_killed_anywhere_ends_with_the_same_digits(n):
     )
 
 
-@slow(2, 20)
+@slow(1, 20)
 def test_a_grid_killed_anywhere_ends_with_the_same_digits(n):
     survives(
         [
@@ -1218,7 +1218,7 @@ sys.exit(exp_depth_width.main(sys.argv[1:]))
 """
 
 
-@slow(50, 1000)
+@slow(30, 1000)
 def test_many_runs_in_one_process_take_no_more_memory_than_ten(n):
     subprocess.run(
         [
