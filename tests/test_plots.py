@@ -771,7 +771,6 @@ def test_what_a_user_runs_changes_no_tracked_file():
         "plots.py",
         "--only",
         "accuracy",
-        "claims",
         "learning_curves",
         "--with",
         "evidence",
