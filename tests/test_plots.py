@@ -597,7 +597,7 @@ def test_a_network_without_a_depth_has_none_in_every_table_and_figure(experiment
             )
             pretend(seed, 60 + seed, train=train)
     pretend(0, 70, "odd", arch="resnet", depth=missing, width=missing)
-    assert plots.main(["--out", "out", "--format", "md", "csv", "png"]) == 0
+    assert plots.main(["--out", "out", "--format", "md", "tex", "csv", "png"]) == 0
     printed = capsys.readouterr()
     assert not printed.err and "nan" not in printed.out and "mixer" in printed.out
     table = accuracies()
