@@ -2,8 +2,8 @@
 plain one, resume, the CSV contract, every script end to end on `digits`, errors. `pytest` runs
 these and those in tests/."""
 
-import os
 import re
+import signal
 import time
 from pathlib import Path
 
@@ -11,7 +11,8 @@ from tests.helpers import folder  # noqa: F401, every test's own
 from tests.helpers import (
     SMALL,
     run,
-    start,
+    Forked,
+    HERE,
     the_csv,
     rows,
     arguments,
@@ -350,35 +351,18 @@ def test_the_same_command_twice_gives_the_same_csv():
 
 
 def test_killed_and_resumed_equals_never_killed():
-    words = [
-        "--epochs",
-        12,
-        "--train",
-        "all",
-        "--augment",
-        "crop+flip",
-        "--val-fraction",
-        0.2,
-        "--quiet",
-    ]
-    environment = os.environ | {"OMP_NUM_THREADS": str(torch.get_num_threads())}
-    for _ in range(2):
-        process, seen = (
-            start(*words, "--results", "killed", "--checkpoints", "killed", env=environment),
-            len(list(Path("killed").rglob("*.pt"))),
-        )
-        while process.poll() is None and (
-            not list(Path("killed").rglob("*.csv")) or len(rows(the_csv("killed"))) < 3 + 4 * seen
-        ):
+    words = "--epochs 12 --train all --augment crop+flip --val-fraction 0.2 --quiet".split()
+    killed = [*words, "--results", "killed", "--checkpoints", "killed"]
+    for epochs in (3, 7):
+        process = Forked(HERE / "exp_bn_only.py", *SMALL, *killed)
+        deadline = time.monotonic() + 60
+        while not list(Path("killed").rglob("*.csv")) or len(rows(the_csv("killed"))) < epochs:
+            assert time.monotonic() < deadline
             time.sleep(0.005)
         process.kill()
-        process.communicate()
+        assert process.wait() == -signal.SIGKILL, process.err
     assert 3 <= len(rows(the_csv("killed"))) < 12
-    assert (
-        run(*words, "--results", "killed", "--checkpoints", "killed")
-        == run(*words, "--results", "whole", "--checkpoints", "whole")
-        == 0
-    )
+    assert run(*killed) == run(*words, "--results", "whole", "--checkpoints", "whole") == 0
     assert rows(the_csv("killed")) == rows(the_csv("whole"))
     assert (
         the_csv("killed").with_suffix(".bn.csv.gz").read_bytes()

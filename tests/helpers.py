@@ -4,6 +4,7 @@ import csv
 import os
 import pickle
 import runpy
+import signal
 import socket
 import subprocess
 import sys
@@ -172,20 +173,24 @@ def environment() -> dict[str, str]:
 class Forked:
     """A script as a process of its own, forked from this one: without the seconds of its imports.
 
-    What it prints is in `out` and `err` after `wait`, which returns the exit code."""
+    What it prints is in `out` and `err` after `wait`, which returns the exit code. `first()` is
+    what it does before the script."""
 
-    def __init__(self, script, *words, **variables: str):
+    def __init__(self, script, *words, first=lambda: None, **variables: str):
+        import sklearn.datasets, torch._dynamo  # noqa: E401, F401, which every run imports, late
+
         self.files = [TemporaryFile("w+"), TemporaryFile("w+")]
         self.pid = os.fork()
         if not self.pid:
-            os._exit(self.inside(str(script), list(map(str, words)), variables))
+            os._exit(self.inside(str(script), list(map(str, words)), first, variables))
 
-    def inside(self, script: str, words: list[str], variables: dict) -> int:
+    def inside(self, script: str, words: list[str], first, variables: dict) -> int:
         for number, file in enumerate(self.files, 1):
             os.dup2(file.fileno(), number)
         sys.stdout, sys.stderr = (open(number, "w", closefd=False) for number in (1, 2))
         sys.argv = [script, *words]
         os.environ.update(environment() | variables)
+        first()
         try:
             runpy.run_path(script, run_name="__main__")
         except SystemExit as stop:
@@ -197,6 +202,9 @@ class Forked:
             sys.stdout.flush()
             sys.stderr.flush()
         return 0
+
+    def kill(self) -> None:
+        os.kill(self.pid, signal.SIGKILL)  # one that has ended, too, has its number until `wait`
 
     def wait(self) -> int:
         code = os.waitstatus_to_exitcode(os.waitpid(self.pid, 0)[1])
@@ -222,12 +230,17 @@ def torchrun(script, *words) -> str:
     return done.stdout
 
 
-def together(script, *words) -> str:
-    """What two processes print that are started as torchrun would, without its seconds."""
+def two(script, *words) -> list[Forked]:
+    """Two processes, started as torchrun would, without its seconds."""
     with socket.create_server(("127.0.0.1", 0)) as free:
         port = str(free.getsockname()[1])
     shared = {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
-    ranks = [Forked(script, *words, RANK=rank, LOCAL_RANK=rank, **shared) for rank in "01"]
+    return [Forked(script, *words, RANK=rank, LOCAL_RANK=rank, **shared) for rank in "01"]
+
+
+def together(script, *words) -> str:
+    """What `two` processes print that must end well."""
+    ranks = two(script, *words)
     codes = [rank.wait() for rank in ranks]
     assert codes == [0, 0], "".join(rank.err for rank in ranks)
     return "".join(rank.out for rank in ranks)

@@ -1,7 +1,7 @@
 """What the README promises of runs that nobody watches: kills, full disks, damaged and hostile
 files, many processes, numbers out of range, any command line.
 
-`pytest` makes a small version, `pytest -m slow` the full one: 50 kills instead of 3, 2,000 command
+`pytest` makes a small version, `pytest -m slow` the full one: 50 kills instead of 5, 2,000 command
 lines instead of 60, a thousand runs instead of 30.
 """
 
@@ -20,6 +20,7 @@ import signal
 import struct
 import subprocess
 import sys
+import time
 import urllib.request
 import zlib
 from pathlib import Path
@@ -58,6 +59,7 @@ from tests.helpers import (  # noqa: F401
     rows,
     run,
     the_csv,
+    two,
 )  # noqa: F401, folder is every test's
 
 resource = pytest.importorskip("resource")  # what Windows has not
@@ -73,66 +75,47 @@ def slow(few: int, many: int):
 
 # -------------------------------------------------------------------------------------------- kills
 
-# A process that kills itself just before the n-th time that it opens, renames or removes a file of
-# its records; a file that was to be put in place it cuts first, as if it had not been written to
-# its end.
-DIES = """
-import os, random, runpy, signal, sys
-left, sys.argv = int(sys.argv[1]), sys.argv[2:]
 
-EVENTS = ("open", "os.rename", "os.remove", "os.mkdir")
+def dies(left: int) -> None:
+    """Lets this process kill itself just before the `left`-th time that it opens, renames or
+    removes a file of its records; a file that was to be put in place it cuts first, as if it had
+    not been written to its end."""
 
-def die(event, args):
-    global left
-    if event in EVENTS and str(args[0]).startswith(("results", "checkpoints")):
-        left -= 1
-        if left == 0:
-            if event == "os.rename" and ".new" in str(args[0]):
-                os.truncate(args[0], random.randrange(os.path.getsize(args[0]) + 1))
-            os.kill(os.getpid(), signal.SIGKILL)
+    def hook(event, args):
+        nonlocal left
+        if event not in ("open", "os.rename", "os.remove", "os.mkdir"):
+            return
+        if str(args[0]).startswith(("results", "checkpoints")):
+            left -= 1
+            if left == 0:
+                if event == "os.rename" and ".new" in str(args[0]):
+                    os.truncate(args[0], random.randrange(os.path.getsize(args[0]) + 1))
+                os.kill(os.getpid(), signal.SIGKILL)
 
-sys.addaudithook(die)
-runpy.run_path(sys.argv[0], run_name="__main__")
-"""
+    sys.addaudithook(hook)
 
 
-def descendants(pid: int) -> list[int]:
-    """The processes that `pid` has started, and theirs."""
-    parents = {}
-    for entry in Path("/proc").glob("[0-9]*/stat"):
-        try:
-            parents[int(entry.parent.name)] = int(entry.read_text().rpartition(")")[2].split()[1])
-        except OSError:  # it has ended
-            continue
-    found = [pid]
-    for parent in found:
-        found += [child for child, of in parents.items() if of == parent]
-    return found[1:]
+def one(*command, **options) -> list[Forked]:
+    return [Forked(*command, **options)]
 
 
-def killed(command: list, draw: random.Random, longest: float) -> bool:
-    """Starts `command` and kills it at a random moment, by the clock or by what it does to files.
-    Whether it was killed before its end."""
-    inside = draw.random() < 0.5 and command[0] != "-m"
-    start = ["-c", DIES, draw.randint(1, 60), *command] if inside else command
-    with subprocess.Popen(
-        [sys.executable, *map(str, start)],
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.PIPE,
-        text=True,
-        env=environment(),
-    ) as process:
-        try:
-            _, err = process.communicate(timeout=None if inside else draw.uniform(0, longest))
-        except subprocess.TimeoutExpired:
-            for pid in descendants(process.pid) + [process.pid]:
-                os.kill(pid, signal.SIGKILL)
-            _, err = process.communicate()
-    assert process.returncode in (0, -signal.SIGKILL), err
+def killed(start, command: list, draw: random.Random, longest: float) -> bool:
+    """Starts `command` and kills it at a random moment, by the clock or, where it is one process,
+    by what it does to files. Whether it was killed before its end."""
+    if start is one and draw.random() < 0.5:
+        processes = start(*command, first=functools.partial(dies, draw.randint(1, 60)))
+    else:
+        processes = start(*command)
+        time.sleep(draw.uniform(0, longest))
+        for process in processes:
+            process.kill()
+    codes = {process.wait() for process in processes}
+    errors = "".join(process.err for process in processes)
+    assert codes <= {0, -signal.SIGKILL}, errors
     assert all(
-        line.startswith(("note: ", "warning: the checkpoint")) for line in err.splitlines()
-    ), err  # no traceback, no CSV that is damaged
-    return process.returncode != 0
+        line.startswith(("note: ", "warning: the checkpoint")) for line in errors.splitlines()
+    ), errors  # no traceback, no CSV that is damaged
+    return codes != {0}
 
 
 def records_of(results: str) -> dict:
@@ -141,20 +124,18 @@ def records_of(results: str) -> dict:
     return found | {path.name: path.read_bytes() for path in Path(results).rglob("*.csv.gz")}
 
 
-def survives(command: list, kills: int, longest: float) -> None:
+def survives(start, command: list, kills: int) -> None:
     """`command`, killed `kills` times and started again each time, must leave what it leaves
-    unkilled."""
-    draw = random.Random(kills)
-    subprocess.run(
-        [sys.executable, *map(str, command), "--results", "whole", "--checkpoints", "whole"],
-        check=True,
-        env=environment(),
-        stdout=subprocess.DEVNULL,
-    )
+    unkilled. The kills by the clock come at any moment of what it takes alone."""
+    draw, began = random.Random(kills), time.perf_counter()
+    assert {p.wait() for p in start(*command, "--results", "whole", "--checkpoints", "whole")} == {
+        0
+    }
+    longest = time.perf_counter() - began
     whole, done = records_of("whole"), 0
     assert whole
     while done < kills:
-        if killed(command, draw, longest):
+        if killed(start, command, draw, longest):
             done += 1
             for path in Path("results").rglob("*[0-9a-f].csv"):
                 records.read_rows(path)  # raises where it is not whole
@@ -162,75 +143,25 @@ def survives(command: list, kills: int, longest: float) -> None:
             assert records_of("results") == whole
             shutil.rmtree("results")
             shutil.rmtree("checkpoints")
-    subprocess.run(
-        [sys.executable, *map(str, command)],
-        check=True,
-        env=environment(),
-        stdout=subprocess.DEVNULL,
-    )
+    assert {process.wait() for process in start(*command)} == {0}
     assert records_of("results") == whole
 
 
-@slow(3, 50)
+@slow(5, 50)
 def test_a_run_killed_anywhere_ends_with_the_same_digits(n):
-    survives(
-        [
-            HERE / "exp_bn_only.py",
-            *SMALL,
-            "--epochs",
-            40,
-            "--val-fraction",
-            0.2,
-            "--train",
-            "bn+output",
-            "--quiet",
-        ],
-        n,
-        5,
-    )
+    words = "--epochs 20 --val-fraction 0.2 --train bn+output --quiet".split()
+    survives(one, [HERE / "exp_bn_only.py", *SMALL, *words], n)
 
 
-@slow(1, 20)
+@slow(2, 20)
 def test_a_grid_killed_anywhere_ends_with_the_same_digits(n):
-    survives(
-        [
-            HERE / "exp_depth_width.py",
-            *SMALL,
-            "--epochs",
-            6,
-            "--depths",
-            8,
-            14,
-            "--widths",
-            1,
-            "--seeds",
-            0,
-            1,
-            2,
-            "--quiet",
-        ],
-        n,
-        6,
-    )
+    words = "--epochs 6 --depths 8 14 --widths 1 --seeds 0 1 2 --quiet".split()
+    survives(one, [HERE / "exp_depth_width.py", *SMALL, *words], n)
 
 
-@slow(1, 10)
+@slow(2, 10)
 def test_two_processes_killed_anywhere_end_with_the_same_digits(n):
-    survives(
-        [
-            "-m",
-            "torch.distributed.run",
-            "--standalone",
-            "--nproc-per-node=2",
-            HERE / "exp_bn_only.py",
-            *SMALL,
-            "--epochs",
-            30,
-            "--quiet",
-        ],
-        n,
-        9,
-    )
+    survives(two, [HERE / "exp_bn_only.py", *SMALL, "--epochs", 12, "--quiet"], n)
 
 
 # --------------------------------------------------------------------------------------------- disk

@@ -50,12 +50,12 @@ def test_two_processes_calculate_what_one_does():
 
 
 def test_two_processes_learn_with_batchnorm_and_go_on_to_the_same_digits():
-    words = [*SMALL, "--epochs", 12, "--subset", 600, "--depth", 8, "--quiet"]
+    words = [*SMALL, "--epochs", 8, "--subset", 600, "--depth", 8, "--quiet"]
     together(HERE / "exp_bn_only.py", *words, "--results", "whole", "--checkpoints", "whole")
     together(HERE / "exp_bn_only.py", *words, "--time-limit", 1e-9)
     assert len(rows(the_csv())) == 1
     torchrun(HERE / "exp_bn_only.py", *words)
-    assert rows(the_csv()) == rows(the_csv("whole")) and len(rows(the_csv())) == 12
+    assert rows(the_csv()) == rows(the_csv("whole")) and len(rows(the_csv())) == 8
     alone = []
     for seed in range(3):
         assert run(*words[len(SMALL) :], "--seed", seed, "--results", f"alone{seed}") == 0

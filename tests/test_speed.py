@@ -4,15 +4,13 @@ import contextlib
 import copy
 import functools
 import os
-import subprocess
-import sys
 import time
 from argparse import Namespace
 from pathlib import Path
 
 from tests.helpers import (
     HERE,
-    SMALL,
+    Forked,
     run,
     the_csv,
     rows,
@@ -328,17 +326,15 @@ def test_compiled_blocks_calculate_what_eager_ones_do(quickly_compiled):
     "given, words, threads", [(None, [], 1), (None, ["--image-size", "16"], 2), ("2", [], 2)]
 )
 def test_small_images_take_one_thread_unless_told_otherwise(given, words, threads):
-    environment = os.environ | {"PYTHONPATH": str(HERE)}
-    environment.pop("OMP_NUM_THREADS", None)
-    if given:
-        environment["OMP_NUM_THREADS"] = given
-    code = f"""
-import sys, exp_bn_only
-from harness import speed
-speed.ALL_THREADS = 2
-sys.exit(exp_bn_only.main({[*SMALL, "--epochs", "1", "--quiet", *words]}))
-"""
-    subprocess.run([sys.executable, "-c", code], check=True, env=environment)
+    def first():  # what PyTorch reads when it is loaded
+        os.environ.pop("OMP_NUM_THREADS")
+        speed.ALL_THREADS = 2
+        if given:
+            os.environ["OMP_NUM_THREADS"] = given
+            torch.set_num_threads(int(given))
+
+    process = Forked(HERE / "exp_bn_only.py", *GRID, *words, first=first)
+    assert process.wait() == 0, process.err
     assert {row["threads"] for row in rows(the_csv())} == {str(threads)}
 
 
