@@ -45,8 +45,12 @@ def suits(model: nn.Module, network: type, block: type) -> bool:
 @contextmanager
 def layout(model: nn.Module, dtype: torch.dtype):
     """Within it `model.features` calculates in oneDNN's layout and in `dtype`. Weights stay in
-    fp32: oneDNN casts them. Where hooks are to see activations, these are as usual."""
+    fp32: oneDNN casts them. Frozen ones are laid out once as PyTorch would copy them for every
+    convolution. Where hooks are to see activations, these are as usual."""
     layers = list(model.modules())
+    frozen = [(p, p.data) for p in model.parameters() if not p.requires_grad]
+    for parameter, as_given in frozen:
+        parameter.data = as_given.contiguous()
 
     def forward(x: torch.Tensor) -> torch.Tensor:
         if any(layer._forward_hooks or layer._forward_pre_hooks for layer in layers):
@@ -65,6 +69,8 @@ def layout(model: nn.Module, dtype: torch.dtype):
     finally:
         for layer in (model, *changed):
             del layer.forward
+        for parameter, as_given in frozen:
+            parameter.data = as_given
 
 
 def as_usual(layer: nn.Module, x: torch.Tensor) -> torch.Tensor:
