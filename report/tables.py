@@ -122,12 +122,12 @@ def count(number: float) -> int | None:
 @table("exp_bn_only.py --dataset digits")
 def parameters(runs):
     """How many parameters each choice trains, and all there are."""
-    shown = runs[(runs.experiment == "") & ~random_sweep(runs)]
+    shown = runs[((runs.experiment == "") | of_users(runs)) & ~random_sweep(runs)]
     for dataset, of_dataset in shown.groupby("dataset"):
-        rows, papers = [], published(dataset, "params")
+        rows, papers, of_dataset = [], published(dataset, "params"), labelled(of_dataset)
         for (arch, width, depth), of_network in cells(of_dataset, "arch", "width", "depth"):
             network = network_label(of_network.iloc[0])
-            counts = of_network.drop_duplicates("train").set_index("train").params_trained.to_dict()
+            counts = of_network.drop_duplicates("label").set_index("label").params_trained.to_dict()
             counts["all"] = of_network.params_total.iloc[0]
             for train, number in counts.items():
                 if number > 0:

@@ -286,6 +286,9 @@ def test_a_network_of_ones_own_stands_beside_bn_in_table_and_figure(capsys):
     table = pd.read_csv("tables/accuracy.csv").set_index("trained")
     assert table.loc["cnn: small_cnn, gamma"].recipe == table.loc["bn"].recipe
     assert Path("figures/accuracy_depth-digits.png").exists() and not shown.err
+    assert plots.main(["--only", "parameters"]) == 0
+    counts = pd.read_csv("tables/parameters.csv").set_index("trained").parameters
+    assert counts["cnn: gamma"] == 48
 
 
 ALSO = """
