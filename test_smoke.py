@@ -105,9 +105,8 @@ def test_one_seed_gives_one_start_whatever_is_trained():
         common.freeze(models[train], args.train)
     other = common.build_model(args := arguments("--seed", 4), common.load_data(args))
     for name, p in models["bn"].named_parameters():
-        assert torch.equal(p, models["output"].get_parameter(name)) and torch.equal(
-            p, models["all"].get_parameter(name)
-        )
+        assert torch.equal(p, models["output"].get_parameter(name))
+        assert torch.equal(p, models["all"].get_parameter(name))
         assert name.endswith("bias") or not torch.equal(p, other.get_parameter(name))
 
 
@@ -145,14 +144,14 @@ def test_training_batches_hold_every_image_once_and_augment_as_asked():
             match = [view for view, pixels in views.items() if torch.equal(pixels, x)]
             assert match
             seen.add(match[0])
-    assert {r for r, _, _ in seen} == {c for _, c, _ in seen} == set(range(9)) and {
-        f for _, _, f in seen
-    } == {0, 1}
+    assert {r for r, _, _ in seen} == {c for _, c, _ in seen} == set(range(9))
+    assert {f for _, _, f in seen} == {0, 1}
 
 
 def test_a_grid_makes_each_run_once_and_takes_those_that_are_free(capsys):
     words = [*GRID, "--depths", "8", "14", "--widths", "1", "--seeds", "0", "1", "0"]
-    assert exp_depth_width.main([*words, "--dry-run"]) == 0 and not files()
+    assert exp_depth_width.main([*words, "--dry-run"]) == 0
+    assert not files()
     assert "4 runs: 0 finished, 4 to make" in capsys.readouterr().out
     args = arguments("--epochs", 1, "--seed", 1)
     args.process = Process(Path("exp_depth_width.py"))
@@ -160,14 +159,14 @@ def test_a_grid_makes_each_run_once_and_takes_those_that_are_free(capsys):
     path.parent.mkdir(parents=True)
     with FileLock(path.with_name(f".{path.stem}.lock")):
         assert exp_depth_width.main(words) == 0
-    assert (
-        "another process" in capsys.readouterr().err
-        and len(list(Path("results").rglob("*[0-9a-f].csv"))) == 3
-    )
+    assert "another process" in capsys.readouterr().err
+    assert len(list(Path("results").rglob("*[0-9a-f].csv"))) == 3
     made = {path: content for path, content in files().items() if not path.endswith(".lock")}
     assert exp_depth_width.main(words) == 0
     out = capsys.readouterr().out
-    assert "4 runs: 3 finished, 1 to make" in out and "depth 14" in out and "(2)" in out
+    assert "4 runs: 3 finished, 1 to make" in out
+    assert "depth 14" in out
+    assert "(2)" in out
     assert {path: content for path, content in files().items() if path in made} == made
 
 
@@ -179,12 +178,10 @@ def test_random_params_end_to_end(capsys):
         == 0
     )
     out = capsys.readouterr().out
-    assert (
-        "6 runs" in out
-        and out.count("(2)") == 3
-        and "random:2+output" in out
-        and ("overtakes bn: random" in out or "none of these" in out)
-    )
+    assert "6 runs" in out
+    assert out.count("(2)") == 3
+    assert "random:2+output" in out
+    assert "overtakes bn: random" in out or "none of these" in out
     assert {
         row["experiment"] for path in Path("results").rglob("*[0-9a-f].csv") for row in rows(path)
     } == {"random_params"}
@@ -206,18 +203,17 @@ def test_davis_frank_end_to_end(capsys):
     ]
     assert exp_bn_init.main([*words, "--seeds", "1", "2", "3"]) == 0
     out = capsys.readouterr().out
-    assert "9 runs" in out and "2 comparisons" in out and out.count("p = ") == 2
-    assert (
-        exp_bn_init.main([*words, "--train", "bn"]) == 2
-        and "unrecognized arguments: --train" in capsys.readouterr().err
-    )
-    assert (
-        exp_bn_init.main([*words, "--seeds", "1", "2"]) == 0
-        and "too few seeds" in capsys.readouterr().out
-    )
+    assert "9 runs" in out
+    assert "2 comparisons" in out
+    assert out.count("p = ") == 2
+    assert exp_bn_init.main([*words, "--train", "bn"]) == 2
+    assert "unrecognized arguments: --train" in capsys.readouterr().err
+    assert exp_bn_init.main([*words, "--seeds", "1", "2"]) == 0
+    assert "too few seeds" in capsys.readouterr().out
     assert {
         row["seed"] for path in Path("results").rglob("*[0-9a-f].csv") for row in rows(path)
-    } >= {"1869972635"} and exp_bn_init.complex_seed(0) == 4186399962
+    } >= {"1869972635"}
+    assert exp_bn_init.complex_seed(0) == 4186399962
 
 
 def test_frankle_end_to_end(capsys):
@@ -266,24 +262,20 @@ def test_mlp_and_lenet_end_to_end(capsys):
         == 0
     )
     out = capsys.readouterr().out
-    assert (
-        "8 runs" in out and out.count("100 trained") == 5 and out.count("2,570 trained") == 3
-    )  # without BatchNorm, no bn
+    assert "8 runs" in out
+    assert out.count("100 trained") == 5
+    assert out.count("2,570 trained") == 3  # without BatchNorm, no bn
     assert (
         exp_mlp_lenet.main(
             [*words, "--arch", "lenet5", "--image-size", "28", "--bn", "none", "--train", "all"]
         )
         == 0
-        and "61,706 trained" in capsys.readouterr().out
     )
-    assert (
-        exp_mlp_lenet.main([*words, "--arch", "lenet5"]) == 2
-        and "--image-size 28" in capsys.readouterr().err
-    )
-    assert (
-        exp_mlp_lenet.main([*words, "--bn", "none", "--train", "bn"]) == 2
-        and "hidden" in capsys.readouterr().err
-    )
+    assert "61,706 trained" in capsys.readouterr().out
+    assert exp_mlp_lenet.main([*words, "--arch", "lenet5"]) == 2
+    assert "--image-size 28" in capsys.readouterr().err
+    assert exp_mlp_lenet.main([*words, "--bn", "none", "--train", "bn"]) == 2
+    assert "hidden" in capsys.readouterr().err
 
 
 def test_the_csv_contract():
@@ -297,15 +289,11 @@ def test_the_csv_contract():
     ).split()
     table = pd.read_csv(path)
     assert list(table.columns[: len(design)]) == design
-    assert (
-        table.epoch.tolist() == [1, 2, 3]
-        and set(table.status) == {"ok"}
-        and table.subset.tolist() == [150] * 3
-    )
-    assert (
-        re.fullmatch(r"resnet8-w1-digits-bn-s5-[0-9a-f]{6}", path.stem)
-        and path.parent.name == "bn_only"
-    )
+    assert table.epoch.tolist() == [1, 2, 3]
+    assert set(table.status) == {"ok"}
+    assert table.subset.tolist() == [150] * 3
+    assert re.fullmatch(r"resnet8-w1-digits-bn-s5-[0-9a-f]{6}", path.stem)
+    assert path.parent.name == "bn_only"
     first = table.iloc[0]
     assert (
         first.experiment,
@@ -320,20 +308,15 @@ def test_the_csv_contract():
         list(learned.columns)
         == "layer channel gamma beta gamma_init beta_init running_mean running_var active".split()
     )
-    assert (
-        len(learned) == 336
-        and learned.active.isna().sum() == 32 + 64
-        and learned.active.dropna().between(0, 1).all()
-    )
-    assert (
-        learned.gamma_init.between(0, 1).all()
-        and (learned.beta_init == 0).all()
-        and (learned.gamma != learned.gamma_init).mean() > 0.99
-    )
+    assert len(learned) == 336
+    assert learned.active.isna().sum() == 32 + 64
+    assert learned.active.dropna().between(0, 1).all()
+    assert learned.gamma_init.between(0, 1).all()
+    assert (learned.beta_init == 0).all()
+    assert (learned.gamma != learned.gamma_init).mean() > 0.99
     pruned = pd.read_csv(path.with_suffix(".prune.csv.gz"))
-    assert pruned.test_acc[0] == pytest.approx(
-        table.test_acc.iloc[-1]
-    ) and pruned.zeroed.tolist() == [(learned.gamma.abs() < t).sum() for t in pruned.threshold]
+    assert pruned.test_acc[0] == pytest.approx(table.test_acc.iloc[-1])
+    assert pruned.zeroed.tolist() == [(learned.gamma.abs() < t).sum() for t in pruned.threshold]
 
 
 def test_the_same_command_twice_gives_the_same_csv():
@@ -373,11 +356,10 @@ def test_killed_and_resumed_equals_never_killed():
 
 def test_time_limit_stops_after_an_epoch_and_the_same_command_goes_on(capsys):
     assert exp_bn_only.main([*SMALL, "--time-limit", "1e-9"]) == 0
-    assert (
-        "1 of 3 epochs: the same command goes on" in capsys.readouterr().out
-        and len(rows(the_csv())) == 1
-    )
-    assert run() == 0 and run("--results", "whole", "--checkpoints", "whole") == 0
+    assert "1 of 3 epochs: the same command goes on" in capsys.readouterr().out
+    assert len(rows(the_csv())) == 1
+    assert run() == 0
+    assert run("--results", "whole", "--checkpoints", "whole") == 0
     assert rows(the_csv()) == rows(the_csv("whole"))
 
 
@@ -386,17 +368,15 @@ def test_a_finished_run_is_not_made_again_unless_forced(capsys):
     before, when = the_csv().read_bytes(), the_csv().stat().st_mtime_ns
     assert exp_bn_only.main(SMALL) == 0
     out = capsys.readouterr().out
-    assert (
-        "finished before" in out
-        and "python exp_bn_only.py" in out
-        and "--train output" in out
-        and "chance: 10.00 %" in out
-        and "672 of" in out
-    )
-    assert the_csv().read_bytes() == before and the_csv().stat().st_mtime_ns == when
-    assert (
-        run("--force") == 0 and the_csv().stat().st_mtime_ns != when
-    )  # its bytes may be the same, seconds included
+    assert "finished before" in out
+    assert "python exp_bn_only.py" in out
+    assert "--train output" in out
+    assert "chance: 10.00 %" in out
+    assert "672 of" in out
+    assert the_csv().read_bytes() == before
+    assert the_csv().stat().st_mtime_ns == when
+    assert run("--force") == 0
+    assert the_csv().stat().st_mtime_ns != when  # its bytes may be the same, seconds included
 
 
 @pytest.mark.parametrize("train", ["bn", "all"])
@@ -509,12 +489,10 @@ ERRORS = {
 def test_bad_input_is_one_line_and_exit_code_2(words, says, capsys):
     assert run(*words.split()) == 2
     printed = capsys.readouterr()
-    assert (
-        printed.out == ""
-        and printed.err.startswith("error: ")
-        and printed.err.count("\n") == 1
-        and says in printed.err
-    )
+    assert printed.out == ""
+    assert printed.err.startswith("error: ")
+    assert printed.err.count("\n") == 1
+    assert says in printed.err
     assert [path.name for path in Path().iterdir()] in ([], ["cache"])  # no empty folder, either
 
 

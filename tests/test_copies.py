@@ -61,7 +61,8 @@ def run(args):
     )
     (first, *_) = made("adamw", "--depth", 8)
     assert (first["optimizer"], first["lr"], first["weight_decay"]) == ("adamw", "0.01", "0.02")
-    assert first["schedule"] == "step" and first["train"] == "bn"
+    assert first["schedule"] == "step"
+    assert first["train"] == "bn"
 
 
 CNN = """
@@ -119,7 +120,8 @@ def test_a_network_of_ones_own_has_a_seed_a_record_and_a_checkpoint(name, networ
     assert made(name, "--train", "norm", results="stopped") == whole
     first = whole[0]
     assert (first["train"], first["depth"], first["width"]) == ("norm", "", "")
-    assert int(first["params_trained"]) == count and first["arch"] in ("small_cnn", "vit")
+    assert int(first["params_trained"]) == count
+    assert first["arch"] in ("small_cnn", "vit")
     (checkpoint,) = Path("whole-checkpoints", name).glob("*.pt")
     printed = forked(HERE / "predict.py", checkpoint, "--dataset", "digits").out
     assert f"{float(whole[-1]['test_acc']):.2f} % of 359" in printed
@@ -148,7 +150,8 @@ def run(args):
     for seeds in ("0", "1"), ("1", "0"):
         forked("exp_bare.py", *SMALL, "--seeds", *seeds, "--results", seeds[0])
     first, second = (sorted(Path(name, "bare").glob("*[0-9a-f].csv")) for name in "01")
-    assert len(first) == 2 and [rows(path) for path in first] == [rows(path) for path in second]
+    assert len(first) == 2
+    assert [rows(path) for path in first] == [rows(path) for path in second]
 
 
 def test_a_data_set_of_ones_own_is_a_function_that_returns_images_and_labels():
@@ -204,10 +207,13 @@ def test_a_new_column_is_in_the_csv_and_old_runs_are_still_read(capsys):
         pd.read_csv(path).get("dropout", pd.Series([0.0])).iloc[0]: rows(path)
         for path in Path("results/dropout").glob("*[0-9a-f].csv")
     }
-    assert set(tables) == {0.0, 0.5} and tables[0.0] == old and "gamma" in tables[0.5][0]
+    assert set(tables) == {0.0, 0.5}
+    assert tables[0.0] == old
+    assert "gamma" in tables[0.5][0]
     assert plots.main(["--only", "accuracy", "--out", "out"]) == 0
     shown = capsys.readouterr()
-    assert "damaged" not in shown.err and "dropout 0.5" in shown.out
+    assert "damaged" not in shown.err
+    assert "dropout 0.5" in shown.out
 
 
 def test_biases_alone_by_a_word_and_by_a_predicate():
@@ -249,7 +255,8 @@ def run(args):
 """,
     )
     first = made("more", "--depth", 8)[0]
-    assert first["train"].startswith("custom-") and first["params_trained"] == str(672 + 10)
+    assert first["train"].startswith("custom-")
+    assert first["params_trained"] == str(672 + 10)
     assert made("more", "--depth", 8, "--train", "beta", results="b")[0]["train"] == "bias"
 
 
@@ -261,8 +268,10 @@ def test_an_edited_script_is_another_run_and_overwrites_nothing():
     script("edited", PLAIN.replace("freeze(model, args.train)", "freeze(model, 'gamma')"))
     forked("exp_edited.py", *SMALL, "--depth", 8)
     other = [one for one in Path("results/edited").glob("*[0-9a-f].csv") if one != path]
-    assert path.read_bytes() == content and len(other) == 1
-    assert rows(other[0])[0]["train"] == "gamma" and before[0]["train"] == "bn"
+    assert path.read_bytes() == content
+    assert len(other) == 1
+    assert rows(other[0])[0]["train"] == "gamma"
+    assert before[0]["train"] == "bn"
 
 
 def test_two_versions_of_a_script_are_two_experiments_in_a_table(capsys):
@@ -272,7 +281,8 @@ def test_two_versions_of_a_script_are_two_experiments_in_a_table(capsys):
     forked("exp_edited.py", *SMALL, "--depth", 8)
     assert plots.main(["--only", "accuracy", "--format", "csv"]) == 0
     table = pd.read_csv("tables/accuracy.csv")
-    assert len(table) == 2 and table.trained.nunique() == 2
+    assert len(table) == 2
+    assert table.trained.nunique() == 2
 
 
 def test_a_network_of_ones_own_stands_beside_bn_in_table_and_figure(capsys):
@@ -285,7 +295,8 @@ def test_a_network_of_ones_own_stands_beside_bn_in_table_and_figure(capsys):
     assert "cnn: small_cnn, gamma" in shown.out.partition("**digits, resnet")[2] + shown.out
     table = pd.read_csv("tables/accuracy.csv").set_index("trained")
     assert table.loc["cnn: small_cnn, gamma"].recipe == table.loc["bn"].recipe
-    assert Path("figures/accuracy_depth-digits.png").exists() and not shown.err
+    assert Path("figures/accuracy_depth-digits.png").exists()
+    assert not shown.err
     assert plots.main(["--only", "parameters"]) == 0
     counts = pd.read_csv("tables/parameters.csv").set_index("trained").parameters
     assert counts["cnn: gamma"] == 48
@@ -315,7 +326,9 @@ def test_what_a_script_measures_is_never_a_setting(capsys):
 def test_what_a_script_cannot_measure_is_one_line(measured, says):
     script("also", ALSO.replace("{MEASURED}", measured))
     process = Forked("exp_also.py", *SMALL, "--depth", 8, "--quiet")
-    assert process.wait() == 2 and says in process.err and process.err.count("\n") == 1
+    assert process.wait() == 2
+    assert says in process.err
+    assert process.err.count("\n") == 1
 
 
 IMAGES, LABELS = np.zeros((40, 8, 8, 1), np.uint8), np.arange(40) % 2
@@ -345,7 +358,8 @@ def test_a_test_split_need_not_have_every_class():
         {"train": LABELS, "test": LABELS * 0 + 1},
     )
     data = common.make_data(arguments("--subset", 30), "mine", images, labels)
-    assert data.classes == ["0", "1"] and data.labels["test"].all()
+    assert data.classes == ["0", "1"]
+    assert data.labels["test"].all()
 
 
 def test_freeze_refuses_what_it_cannot_do():

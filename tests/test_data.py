@@ -32,14 +32,13 @@ def test_cifar10_through_torchvision(monkeypatch):
     args = arguments("--dataset", "cifar10", "--subset", 80, "--augment", "none")
     args.subset = None
     data = common.load_data(args)
-    assert (
-        data.size == (32, 32, 3) and data.classes[3] == "class 3" and len(data.labels["test"]) == 20
-    )
+    assert data.size == (32, 32, 3)
+    assert data.classes[3] == "class 3"
+    assert len(data.labels["test"]) == 20
     assert np.array_equal(data.images["train"].permute(0, 3, 1, 2).numpy(), pixels)
     assert run("--dataset", "cifar10", "--subset", 80, "--epochs", 1) == 0
-    assert (
-        rows(the_csv())[0]["augment"] == "crop+flip" and rows(the_csv())[0]["dataset"] == "cifar10"
-    )
+    assert rows(the_csv())[0]["augment"] == "crop+flip"
+    assert rows(the_csv())[0]["dataset"] == "cifar10"
 
 
 def test_mnist_through_torchvision():
@@ -54,11 +53,9 @@ def test_mnist_through_torchvision():
             np.array([2049, n], ">i4").tobytes() + bytes(i % 10 for i in range(n))
         )
     data = common.load_data(arguments("--dataset", "mnist", "--subset", 30, "--image-size", 14))
-    assert (
-        data.size == (14, 14, 1)
-        and len(data.labels["train"]) == 30
-        and data.labels["train"].bincount().tolist() == [3] * 10
-    )
+    assert data.size == (14, 14, 1)
+    assert len(data.labels["train"]) == 30
+    assert data.labels["train"].bincount().tolist() == [3] * 10
 
 
 def test_a_last_batch_of_one_joins_the_one_before():
@@ -74,7 +71,8 @@ def test_subset_and_validation_are_stratified_and_the_same_for_every_seed():
         for seed in (0, 1)
     )
     for split, n in (("train", 150), ("val", 50), ("test", 359)):
-        assert len(one.labels[split]) == n and torch.equal(one.images[split], two.images[split])
+        assert len(one.labels[split]) == n
+        assert torch.equal(one.images[split], two.images[split])
         share = one.labels[split].bincount() / n
         assert (share - 0.1).abs().max() < 0.03
     assert (
@@ -94,25 +92,19 @@ def test_image_folder_is_decoded_once_and_again_when_it_changes(monkeypatch):
     args = arguments(*FOLDER, "--subset", 10)
     args.subset = None
     first, second = common.load_data(args), common.load_data(args)
-    assert (
-        len(decoded) == 2
-        and first.classes == ["cat", "dog"]
-        and first.labels["train"].tolist() == [0] * 6 + [1] * 6
-    )
+    assert len(decoded) == 2
+    assert first.classes == ["cat", "dog"]
+    assert first.labels["train"].tolist() == [0] * 6 + [1] * 6
     assert torch.equal(first.images["train"], second.images["train"])
     assert np.array_equal(
         first.images["train"][7], np.asarray(Image.open(root / "train/dog/1.png"))
     )
     Image.new("RGB", (12, 12), "red").save(root / "train/dog/1.png")
-    assert (
-        common.load_data(args).images["train"][7, 0, 0].tolist() == [255, 0, 0]
-        and len(decoded) == 4
-    )
+    assert common.load_data(args).images["train"][7, 0, 0].tolist() == [255, 0, 0]
+    assert len(decoded) == 4
     (root / ".decoded-native.npz").write_bytes(b"damaged")
-    assert (
-        common.load_data(args).images["train"][7, 0, 0].tolist() == [255, 0, 0]
-        and len(decoded) == 6
-    )
+    assert common.load_data(args).images["train"][7, 0, 0].tolist() == [255, 0, 0]
+    assert len(decoded) == 6
 
 
 def test_image_folder_without_a_test_split_of_differing_sizes_and_read_only(monkeypatch):
@@ -128,23 +120,21 @@ def test_image_folder_without_a_test_split_of_differing_sizes_and_read_only(monk
 
     monkeypatch.setattr(folders, "replacing", replacing)
     assert run(*FOLDER, "--image-size", 10, "--subset", 20, "--epochs", 1) == 0
-    assert rows(the_csv())[0]["dataset"] == "pets" and rows(the_csv())[0]["image_size"] == "10x10"
-    assert list(Path("cache").rglob("*.npz")) and not list(Path("pets").glob(".*"))
+    assert rows(the_csv())[0]["dataset"] == "pets"
+    assert rows(the_csv())[0]["image_size"] == "10x10"
+    assert list(Path("cache").rglob("*.npz"))
+    assert not list(Path("pets").glob(".*"))
 
 
 def test_images_in_class_folders_alone_give_a_fifth_to_the_test(capsys):
     image_folder(test=None)
     Path("pets/train").rename("alone")
-    assert (
-        run(*FOLDER[:2], "--data", "alone", "--subset", 8, "--epochs", 1) == 0
-        and not capsys.readouterr().err
-    )
+    assert run(*FOLDER[:2], "--data", "alone", "--subset", 8, "--epochs", 1) == 0
+    assert not capsys.readouterr().err
     data = common.load_data(arguments(*FOLDER[:2], "--data", "alone", "--subset", 8))
-    assert (
-        data.classes == ["cat", "dog"]
-        and len(data.labels["test"]) == 2
-        and rows(the_csv())[0]["dataset"] == "alone"
-    )
+    assert data.classes == ["cat", "dog"]
+    assert len(data.labels["test"]) == 2
+    assert rows(the_csv())[0]["dataset"] == "alone"
 
 
 def test_a_file_that_is_no_image_is_left_out_with_one_line(capsys):
@@ -172,11 +162,10 @@ def test_brightness_scales_each_image():
         + data.mean_std[0]
     )
     levels = pixels[:, 0].flatten(1).max(1).values
-    assert (
-        torch.allclose(pixels[:, 0].flatten(1).min(1).values, levels, atol=0.01)
-        and len(levels.round().unique()) > 20
-    )
-    assert levels[levels > 1].min() > 159 and levels.max() <= 240.01
+    assert torch.allclose(pixels[:, 0].flatten(1).min(1).values, levels, atol=0.01)
+    assert len(levels.round().unique()) > 20
+    assert levels[levels > 1].min() > 159
+    assert levels.max() <= 240.01
 
 
 def test_imagenet_is_streamed_and_does_not_depend_on_the_workers(capsys):
@@ -200,12 +189,10 @@ def test_imagenet_is_streamed_and_does_not_depend_on_the_workers(capsys):
         1,
     ]
     data = common.load_data(args := arguments(*words, "--workers", 2))
-    assert (
-        data.size == (64, 64, 3)
-        and sum(len(y) for _, y in data.batches("test")) == 4
-        and args.warmup_epochs == 1
-        and args.lr == 0.4
-    )
+    assert data.size == (64, 64, 3)
+    assert sum(len(y) for _, y in data.batches("test")) == 4
+    assert args.warmup_epochs == 1
+    assert args.lr == 0.4
     one, two = (
         torch.cat(
             [
@@ -218,12 +205,12 @@ def test_imagenet_is_streamed_and_does_not_depend_on_the_workers(capsys):
         for n in (1, 2)
     )
     other = torch.cat([x for x, _ in data.training_batches(0, 2, 4, "crop+flip")])
-    assert torch.equal(one, two) and one.shape == (10, 3, 64, 64) and not torch.equal(one, other)
-    assert (
-        run(*words) == 0
-        and rows(the_csv())[0]["dataset"] == "imagenet"
-        and rows(the_csv())[0]["image_size"] == "64x64"
-    )
+    assert torch.equal(one, two)
+    assert one.shape == (10, 3, 64, 64)
+    assert not torch.equal(one, other)
+    assert run(*words) == 0
+    assert rows(the_csv())[0]["dataset"] == "imagenet"
+    assert rows(the_csv())[0]["image_size"] == "64x64"
     assert (
         predict.main(
             [
@@ -283,12 +270,10 @@ def test_imagenets_crops_are_open_lths():
         (pixels[:, 1].amax((1, 2)) - pixels[:, 1].amin((1, 2))),
     )
     area, ratio = (widths * heights / 250**2), widths / heights
-    assert (
-        0.07 < area.min() < 0.2
-        and area.max() > 0.85
-        and 0.75 < ratio.min() < 0.9
-        and 1.1 < ratio.max() < 1.33
-    )
+    assert 0.07 < area.min() < 0.2
+    assert area.max() > 0.85
+    assert 0.75 < ratio.min() < 0.9
+    assert 1.1 < ratio.max() < 1.33
 
 
 def test_davis_frank_on_imagenet():
@@ -296,4 +281,5 @@ def test_davis_frank_on_imagenet():
     network = "davis_frank --network resnet18 --bn-weight 0.1 --seeds 1"
     images = "--dataset imagenet --data pets --image-size 64 --val-fraction 0.4 --workers 1"
     words = [*network.split(), *images.split(), "--epochs", "1", "--batch-size", "4", "--quiet"]
-    assert exp_bn_init.main(words) == 0 and len(list(Path("results").rglob("*[0-9a-f].csv"))) == 2
+    assert exp_bn_init.main(words) == 0
+    assert len(list(Path("results").rglob("*[0-9a-f].csv"))) == 2

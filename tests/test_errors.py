@@ -28,7 +28,8 @@ from harness import runs as records
 
 def test_bf16_without_hardware_is_an_error(monkeypatch, capsys):
     monkeypatch.setattr(speed, "has_bf16", lambda device: False)
-    assert run("--precision", "bf16") == 2 and "--precision fp32" in capsys.readouterr().err
+    assert run("--precision", "bf16") == 2
+    assert "--precision fp32" in capsys.readouterr().err
 
 
 def test_the_commit_says_whether_a_script_was_changed_or_added():
@@ -85,10 +86,8 @@ def test_ctrl_c_during_imports_is_one_line(script):
         text=True,
         env=os.environ | {"PYTHONPATH": "."},
     )
-    assert (
-        done.returncode == -signal.SIGINT
-        and done.stderr == "stopped: the same command begins again\n"
-    )
+    assert done.returncode == -signal.SIGINT
+    assert done.stderr == "stopped: the same command begins again\n"
 
 
 @pytest.mark.parametrize(
@@ -104,12 +103,10 @@ def test_a_data_set_that_cannot_be_had(dataset, where, capsys, monkeypatch):
     monkeypatch.setattr(urllib.request, "urlopen", no_network)
     assert run("--dataset", dataset, "--data", "here") == 2
     err = capsys.readouterr().err
-    assert (
-        err.count("\n") == 1
-        and f"here/{where}" in err
-        and "--dataset digits" in err
-        and not Path("results").exists()
-    )
+    assert err.count("\n") == 1
+    assert f"here/{where}" in err
+    assert "--dataset digits" in err
+    assert not Path("results").exists()
     assert not Path("here").exists()
 
 
@@ -160,7 +157,8 @@ def test_image_folders_that_cannot_be_used(harm, says, capsys):
     before = files()
     assert run(*FOLDER, "--subset", 10) == 2
     err = capsys.readouterr().err
-    assert err.count("\n") == 1 and says in err
+    assert err.count("\n") == 1
+    assert says in err
     assert {path: content for path, content in files().items() if ".decoded" not in path} == before
 
 
@@ -184,21 +182,19 @@ def test_a_full_disk_is_one_line_and_what_is_on_disk_is_whole(monkeypatch, capsy
         )
         assert run() == 1
     err = capsys.readouterr().err
-    assert err.count("\n") == 1 and "No space left on device" in err and files() == before
-    assert (
-        run() == 0
-        and run("--results", "whole", "--checkpoints", "whole") == 0
-        and rows(the_csv()) == rows(the_csv("whole"))
-    )
+    assert err.count("\n") == 1
+    assert "No space left on device" in err
+    assert files() == before
+    assert run() == 0
+    assert run("--results", "whole", "--checkpoints", "whole") == 0
+    assert rows(the_csv()) == rows(the_csv("whole"))
 
 
 def test_dry_run_tells_and_writes_nothing(capsys):
     assert run("--dry-run", "--train", "bn+output") == 0
     out = capsys.readouterr().out
-    assert (
-        "1,322 of" in out
-        and "gamma 336" in out
-        and f"seconds on cpu ({speed.processor()}): 3 epochs of" in out
-        and ".csv" in out
-        and not files()
-    )
+    assert "1,322 of" in out
+    assert "gamma 336" in out
+    assert f"seconds on cpu ({speed.processor()}): 3 epochs of" in out
+    assert ".csv" in out
+    assert not files()

@@ -36,12 +36,11 @@ import plots
 
 def test_a_grid_stops_at_the_time_limit_and_goes_on(capsys):
     words = [*SMALL, "--quiet", "--epochs", "2", "--width", "1", "--seeds", "0", "1"]
-    assert (
-        exp_depth_width.main([*words, "--time-limit", "1e-9"]) == 0
-        and "stopped at the time limit" in capsys.readouterr().out
-    )
+    assert exp_depth_width.main([*words, "--time-limit", "1e-9"]) == 0
+    assert "stopped at the time limit" in capsys.readouterr().out
     assert len(rows(the_csv())) == 1
-    assert exp_depth_width.main(words) == 0 and "(2)" in capsys.readouterr().out
+    assert exp_depth_width.main(words) == 0
+    assert "(2)" in capsys.readouterr().out
 
 
 def test_a_failed_run_does_not_stop_a_grid_and_is_named(capsys, monkeypatch):
@@ -58,11 +57,9 @@ def test_a_failed_run_does_not_stop_a_grid_and_is_named(capsys, monkeypatch):
         == 1
     )
     printed = capsys.readouterr()
-    assert (
-        "failed: resnet8-w1-digits-bn-s0" in printed.err
-        and "No space left" in printed.err
-        and "(1)" in printed.out
-    )
+    assert "failed: resnet8-w1-digits-bn-s0" in printed.err
+    assert "No space left" in printed.err
+    assert "(1)" in printed.out
 
 
 def test_what_a_grid_would_ignore_is_an_error(capsys):
@@ -97,7 +94,8 @@ def test_matched_depths_are_the_references():
     }
     for width in (3, 5, 7):
         wide, deep = counts(14, width), counts(exp_depth_width.matched_depth(width))
-        assert wide["gamma"] == deep["gamma"] and wide["beta"] == deep["beta"]
+        assert wide["gamma"] == deep["gamma"]
+        assert wide["beta"] == deep["beta"]
 
 
 def test_davis_frank_groups_and_start():
@@ -112,19 +110,16 @@ def test_davis_frank_groups_and_start():
     assert common.trained_as(model) == "all"
     optimizer, scheduler, _ = exp_bn_init.recipe(model, args)
     decay, plain, gamma = optimizer.param_groups
-    assert (
-        (decay["weight_decay"], plain["weight_decay"], gamma["weight_decay"]) == (1e-4, 0, 0)
-        and gamma["lr"] == pytest.approx(0.001)
-        and decay["lr"] == plain["lr"] == 0.1
-    )
-    assert (
-        model[0].weight.item() == pytest.approx(0.058)
-        and not model[0].bias.requires_grad
-        and len(gamma["params"]) == 16
-        and len(plain["params"]) == 16
-    )
+    assert (decay["weight_decay"], plain["weight_decay"], gamma["weight_decay"]) == (1e-4, 0, 0)
+    assert gamma["lr"] == pytest.approx(0.001)
+    assert decay["lr"] == plain["lr"] == 0.1
+    assert model[0].weight.item() == pytest.approx(0.058)
+    assert not model[0].bias.requires_grad
+    assert len(gamma["params"]) == 16
+    assert len(plain["params"]) == 16
     x, _ = next(data.training_batches(1, 1, 10, "none"))
-    assert 0 <= x.min() and x.max() == 1
+    assert 0 <= x.min()
+    assert x.max() == 1
 
 
 def test_tables(capsys):
@@ -140,9 +135,9 @@ def test_tables(capsys):
     table.to_csv("flowers.csv", index=False)
     assert exp_mlp_lenet.main([*TABLE, "--target", "species"]) == 0
     last = rows(next(Path("results/mlp_lenet").glob("mlp*flowers*.csv")))[-1]
-    assert (
-        float(last["test_acc"]) == 100 and last["dataset"] == "flowers" and last["classes"] == "3"
-    )
+    assert float(last["test_acc"]) == 100
+    assert last["dataset"] == "flowers"
+    assert last["classes"] == "3"
     for change, says in (
         (lambda t: t.assign(c="red"), "text in c"),
         (lambda t: t.assign(a=t.a.where(t.a > 0)), "missing values in a"),
@@ -153,35 +148,19 @@ def test_tables(capsys):
         capsys.readouterr()
         assert exp_mlp_lenet.main([*TABLE[:3], "bad.csv", *TABLE[4:]]) == 2
         err = capsys.readouterr().err
-        assert err.count("\n") == 1 and says in err
-    assert (
-        exp_mlp_lenet.main([*TABLE, "--target", "nothing"]) == 2
-        and "columns a" in capsys.readouterr().err
-    )
-    assert (
-        exp_mlp_lenet.main(["--dataset", "csv"]) == 2 and "--data FILE" in capsys.readouterr().err
-    )
-    assert (
-        exp_mlp_lenet.main([*TABLE[:3], "gone.csv", *TABLE[4:]]) == 2
-        and "gone.csv" in capsys.readouterr().err
-    )
+        assert err.count("\n") == 1
+        assert says in err
+    assert exp_mlp_lenet.main([*TABLE, "--target", "nothing"]) == 2
+    assert "columns a" in capsys.readouterr().err
+    assert exp_mlp_lenet.main(["--dataset", "csv"]) == 2
+    assert "--data FILE" in capsys.readouterr().err
+    assert exp_mlp_lenet.main([*TABLE[:3], "gone.csv", *TABLE[4:]]) == 2
+    assert "gone.csv" in capsys.readouterr().err
 
 
 def test_tuning_goes_on_and_ends_with_a_command(capsys):
     pytest.importorskip("optuna")
-    words = [
-        "--dataset",
-        "digits",
-        "--subset",
-        "200",
-        "--epochs",
-        "1",
-        "--hidden",
-        "16",
-        "--quiet",
-        "--precision",
-        "fp32",
-    ]
+    words = "--dataset digits --subset 200 --epochs 1 --hidden 16 --quiet --precision fp32".split()
     assert (
         exp_mlp_lenet.main(
             [*words, "--tune", "3", "--results", "at_once", "--checkpoints", "at_once"]
@@ -189,35 +168,30 @@ def test_tuning_goes_on_and_ends_with_a_command(capsys):
         == 0
     )
     at_once = capsys.readouterr().out
-    assert (
-        exp_mlp_lenet.main([*words, "--tune", "2"]) == 0
-        and "best of 2 trials" in capsys.readouterr().out
-    )
-    assert (
-        exp_mlp_lenet.main([*words, "--tune", "3", "--time-limit", "1e-9", "--epochs", "2"]) == 1
-        and "no trial" in capsys.readouterr().err
-    )
+    assert exp_mlp_lenet.main([*words, "--tune", "2"]) == 0
+    assert "best of 2 trials" in capsys.readouterr().out
+    assert exp_mlp_lenet.main([*words, "--tune", "3", "--time-limit", "1e-9", "--epochs", "2"]) == 1
+    assert "no trial" in capsys.readouterr().err
     assert exp_mlp_lenet.main([*words, "--tune", "3", "--dry-run"]) == 2
     assert exp_mlp_lenet.main([*words, "--tune", "3"]) == 0
     out = capsys.readouterr().out
-    assert (
-        out == at_once.replace(" --results at_once --checkpoints at_once", "")
-        and "best of 3 trials" in out
-        and "on the validation split" in out
-    )
+    assert out == at_once.replace(" --results at_once --checkpoints at_once", "")
+    assert "best of 3 trials" in out
+    assert "on the validation split" in out
     command = re.search(r"python exp_mlp_lenet.py (.*)", out)[1]
     assert exp_mlp_lenet.main([*command.split(), "--quiet", "--subset", "200"]) == 0
     assert plots.main(["--only", "tuned", "mlp_lenet", "--format", "csv"]) == 0
-    assert (
-        len(pd.read_csv("tables/tuned.csv")) == 3 and len(pd.read_csv("tables/mlp_lenet.csv")) == 1
-    )  # a trial is no run to average
+    assert len(pd.read_csv("tables/tuned.csv")) == 3
+    assert len(pd.read_csv("tables/mlp_lenet.csv")) == 1  # a trial is no run to average
 
 
 def test_tuning_on_data_that_are_not_there_leaves_no_study(capsys):
     pytest.importorskip("optuna")
     assert exp_mlp_lenet.main("--tune 2 --dataset csv --data nowhere.csv".split()) == 2
     err = capsys.readouterr().err
-    assert err.count("\n") == 1 and "nowhere.csv" in err and not Path("results").exists()
+    assert err.count("\n") == 1
+    assert "nowhere.csv" in err
+    assert not Path("results").exists()
 
 
 def test_other_images_under_the_same_name_are_noticed(capsys):
@@ -228,16 +202,12 @@ def test_other_images_under_the_same_name_are_noticed(capsys):
     Image.new("RGB", (12, 12), "red").save(other / "train/dog/1.png")
     words = ["--dataset", "imagefolder", "--subset", 10, "--epochs", 2]
     assert run(*words, "--data", root) == 0
-    assert (
-        run(*words, "--data", other) == 2
-        and "other data under the same name" in capsys.readouterr().err
-    )
+    assert run(*words, "--data", other) == 2
+    assert "other data under the same name" in capsys.readouterr().err
     assert run(*words, "--data", other, "--force", "--time-limit", 1e-9) == 0
-    assert (
-        run(*words, "--data", root) == 0
-        and "other data" in capsys.readouterr().err
-        and len(rows(the_csv())) == 2
-    )
+    assert run(*words, "--data", root) == 0
+    assert "other data" in capsys.readouterr().err
+    assert len(rows(the_csv())) == 2
 
 
 def test_the_study_asks_for_runs_that_there_are(monkeypatch):
@@ -255,7 +225,8 @@ def test_the_study_asks_for_runs_that_there_are(monkeypatch):
         studies = getattr(module, "STUDIES", {})
         settings = studies[words.pop(0)][1] if studies else module.Settings
         args = parse(settings, words, "", Process())
-        assert args.workers == 1 and args.data == "data/cifar10-jpeg"
+        assert args.workers == 1
+        assert args.data == "data/cifar10-jpeg"
         assert args.image_size in (8, None)
 
 

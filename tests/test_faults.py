@@ -189,19 +189,19 @@ def test_a_full_disk_is_one_line_and_the_run_goes_on_once_there_is_room(size, ep
         "",
         1,
     ) and "File too large" in found.stderr, found
-    assert len(rows(the_csv()) if epochs else []) == epochs and not [
-        path for path in Path().rglob("*") if path.suffix == ".new"
-    ]
-    assert run(*words) == run(*words, "--results", "whole", "--checkpoints", "whole") == 0 and rows(
-        the_csv()
-    ) == rows(the_csv("whole"))
+    assert len(rows(the_csv()) if epochs else []) == epochs
+    assert not [path for path in Path().rglob("*") if path.suffix == ".new"]
+    assert run(*words) == run(*words, "--results", "whole", "--checkpoints", "whole") == 0
+    assert rows(the_csv()) == rows(the_csv("whole"))
 
 
 def test_a_folder_that_cannot_be_written_is_one_line(capsys):
     for flag in ("--results", "--checkpoints"):
         assert run(flag, "/sys/records") == 1  # not even by root
         err = capsys.readouterr().err
-        assert err.count("\n") == 1 and "cannot write in /sys/records" in err and flag in err
+        assert err.count("\n") == 1
+        assert "cannot write in /sys/records" in err
+        assert flag in err
 
 
 @pytest.mark.parametrize("which", ["results", "checkpoints"])
@@ -217,10 +217,10 @@ def test_a_folder_that_vanishes_is_one_line_and_the_next_start_begins_again(
         patch.setattr(common, "train_epoch", vanish)
         assert run() == 1
     err = capsys.readouterr().err
-    assert err.count("\n") == 1 and "No such file or directory" in err
-    assert run() == run("--results", "whole", "--checkpoints", "whole") == 0 and rows(
-        the_csv()
-    ) == rows(the_csv("whole"))
+    assert err.count("\n") == 1
+    assert "No such file or directory" in err
+    assert run() == run("--results", "whole", "--checkpoints", "whole") == 0
+    assert rows(the_csv()) == rows(the_csv("whole"))
 
 
 # ------------------------------------------------------------------------------------------- damage
@@ -307,16 +307,14 @@ def test_a_checkpoint_that_does_not_fit_is_named_and_the_one_before_taken(
             "train_epoch",
             lambda *a, train_epoch=common.train_epoch: trained.append(a[4]) or train_epoch(*a),
         )
-        assert run() == 0 and trained == [2, 3]
+        assert run() == 0
+        assert trained == [2, 3]
     err = capsys.readouterr().err
-    assert (
-        err.count("\n") == 1
-        and err.startswith(f"warning: the checkpoint {path} is not used")
-        and says in err
-    )
-    assert run("--results", "whole", "--checkpoints", "whole") == 0 and rows(the_csv()) == rows(
-        the_csv("whole")
-    )
+    assert err.count("\n") == 1
+    assert err.startswith(f"warning: the checkpoint {path} is not used")
+    assert says in err
+    assert run("--results", "whole", "--checkpoints", "whole") == 0
+    assert rows(the_csv()) == rows(the_csv("whole"))
 
 
 def test_a_finished_runs_checkpoint_that_holds_something_else_is_named_and_the_run_made_again(
@@ -333,7 +331,8 @@ def test_a_finished_runs_checkpoint_that_holds_something_else_is_named_and_the_r
         ),
     ):
         harness_files.write_checkpoint(path, other)
-        assert run() == 0 and rows(the_csv()) == whole
+        assert run() == 0
+        assert rows(the_csv()) == whole
         assert capsys.readouterr().err.startswith(
             f"warning: the checkpoint {path} is not used: {says}"
         )
@@ -344,9 +343,8 @@ def test_predict_says_which_run_a_checkpoint_is_of_whatever_its_file_is_called(c
     name = the_csv().stem
     shutil.move(next(Path("checkpoints").rglob("*.pt")), "resnet866.pt")
     capsys.readouterr()
-    assert predict.main(
-        ["resnet866.pt", "--dataset", "digits"]
-    ) == 0 and capsys.readouterr().out.startswith(f"{name}: ")
+    assert predict.main(["resnet866.pt", "--dataset", "digits"]) == 0
+    assert capsys.readouterr().out.startswith(f"{name}: ")
 
 
 CSV_DAMAGE = {
@@ -390,14 +388,14 @@ def test_a_csv_that_is_damaged_is_named_and_never_used(change, says, capsys):
     capsys.readouterr()
     assert plots.main(["--only", "accuracy"]) == 0
     err = capsys.readouterr().err
-    assert (
-        err.count("\n") == 1
-        and err.startswith(f"left out: {path}")
-        and says in err
-        and not Path("tables").exists()
-    )
-    assert run() == 0 and rows(path) == whole
-    assert f"warning: {path} is damaged" in (err := capsys.readouterr().err) and says in err
+    assert err.count("\n") == 1
+    assert err.startswith(f"left out: {path}")
+    assert says in err
+    assert not Path("tables").exists()
+    assert run() == 0
+    assert rows(path) == whole
+    assert f"warning: {path} is damaged" in (err := capsys.readouterr().err)
+    assert says in err
 
 
 def test_a_table_beside_a_run_that_is_damaged_is_named(capsys):
@@ -412,11 +410,9 @@ def test_a_table_beside_a_run_that_is_damaged_is_named(capsys):
     capsys.readouterr()
     assert plots.main(["--format", "csv"]) == 0
     err = capsys.readouterr().err
-    assert (
-        all(str(path) in err for path in Path("results").rglob("*.gz"))
-        and "bench/empty.csv" in err
-        and all(line.startswith("left out: ") for line in err.splitlines())
-    )
+    assert all(str(path) in err for path in Path("results").rglob("*.gz"))
+    assert "bench/empty.csv" in err
+    assert all(line.startswith("left out: ") for line in err.splitlines())
 
 
 # ------------------------------------------------------------------------------------------ hostile
@@ -439,12 +435,11 @@ def test_a_checkpoint_with_a_payload_runs_no_code(capsys):
         content | {"about": content["about"] | {"seed": Payload()}},
     ):
         harness_files.write_checkpoint(path, harm)
-        assert (
-            predict.main([str(path), "--dataset", "digits"]) == 2
-            and "PyTorch refuses it" in capsys.readouterr().err
-        )
+        assert predict.main([str(path), "--dataset", "digits"]) == 2
+        assert "PyTorch refuses it" in capsys.readouterr().err
         path.with_suffix(".previous.pt").write_bytes(previous)
-        assert run("--time-limit", 1e-9) == 0 and "PyTorch refuses it" in capsys.readouterr().err
+        assert run("--time-limit", 1e-9) == 0
+        assert "PyTorch refuses it" in capsys.readouterr().err
     path.write_bytes(harness_files.MAGIC + b"2\n" + b"\n" + b"cos\nmkdir\n(S'evil'\ntR.")
     assert predict.main([str(path), "--dataset", "digits"]) == 2
     for experiment in ("../../evil", "bn_only; import evil"):
@@ -504,7 +499,8 @@ def test_names_of_any_kind_damage_nothing(capsys):
         "--batch-size",
         10,
     ]
-    assert run(*words) == 0 and exp_bn_only.main([*SMALL, *map(str, words), "--train", "all"]) == 0
+    assert run(*words) == 0
+    assert exp_bn_only.main([*SMALL, *map(str, words), "--train", "all"]) == 0
     checkpoint = str(next(Path("checkpoints").rglob("*.pt")))
     assert (
         predict.main(
@@ -514,9 +510,11 @@ def test_names_of_any_kind_damage_nothing(capsys):
     )
     assert plots.main([]) == 0
     text = capsys.readouterr().out
-    assert not [c for c in text if not c.isprintable() and c != "\n"] and "\\x1b[31mred" in text
+    assert not [c for c in text if not c.isprintable() and c != "\n"]
+    assert "\\x1b[31mred" in text
     table = pd.read_csv(next(Path("results").rglob("*-bn-*[0-9a-f].csv")))
-    assert len(table) == 1 and table.dataset[0] == '$\\frac{\\n\\x1b[2J,|"&%$'
+    assert len(table) == 1
+    assert table.dataset[0] == '$\\frac{\\n\\x1b[2J,|"&%$'
     assert all(
         len(line.replace("\\|", "").split("|")) == len(lines[0].replace("\\|", "").split("|"))
         for path in Path("tables").glob("*.md")
@@ -559,7 +557,8 @@ def test_classes_of_a_table_may_have_any_name(capsys):
         "--batch-size",
         "10",
     ]
-    assert exp_mlp_lenet.main(words) == 0 and plots.main([]) == 0
+    assert exp_mlp_lenet.main(words) == 0
+    assert plots.main([]) == 0
     assert (
         predict.main(
             [
@@ -588,9 +587,13 @@ def test_a_csv_that_names_a_path_writes_nowhere_else(capsys):
     table = pd.read_csv(the_csv())
     table.assign(dataset="../../../evil", run="../../evil").to_csv(the_csv(), index=False)
     assert plots.main([]) == 0
-    assert not [path for path in Path("..").rglob("*") if path.name.startswith("evil")] and {
-        path.name for path in Path().iterdir()
-    } - {"cache"} == {"results", "checkpoints", "tables", "figures"}
+    assert not [path for path in Path("..").rglob("*") if path.name.startswith("evil")]
+    assert {path.name for path in Path().iterdir()} - {"cache"} == {
+        "results",
+        "checkpoints",
+        "tables",
+        "figures",
+    }
 
 
 def png_of(width: int, height: int) -> bytes:
@@ -644,7 +647,8 @@ def test_an_image_file_that_is_none_is_one_line(content, capsys):
     (root / "train/cat/0.png").write_bytes(content)
     assert run(*FOLDER, "--subset", 10, "--epochs", 1) == 2
     err = capsys.readouterr().err
-    assert err.count("\n") == 1 and "pets/train/cat/0.png cannot be read as an image" in err
+    assert err.count("\n") == 1
+    assert "pets/train/cat/0.png cannot be read as an image" in err
 
 
 def test_an_image_file_that_is_none_is_one_line_where_images_are_streamed(capsys):
@@ -654,7 +658,8 @@ def test_an_image_file_that_is_none_is_one_line_where_images_are_streamed(capsys
     network = "--arch imagenet_resnet --depth 18 --epochs 1 --quiet"
     assert exp_bn_only.main([*streamed.split(), *network.split()]) == 2
     err = capsys.readouterr().err
-    assert err.count("\n") == 1 and "pets/train/cat/0.png cannot be read as an image" in err
+    assert err.count("\n") == 1
+    assert "pets/train/cat/0.png cannot be read as an image" in err
 
 
 def test_a_table_for_a_network_of_images_is_one_line(capsys):
@@ -674,7 +679,8 @@ def test_a_table_for_a_network_of_images_is_one_line(capsys):
             == 2
         )
         err = capsys.readouterr().err
-        assert err.count("\n") == 1 and "exp_mlp_lenet.py" in err
+        assert err.count("\n") == 1
+        assert "exp_mlp_lenet.py" in err
 
 
 @pytest.mark.parametrize(
@@ -685,7 +691,8 @@ def test_what_is_no_file_is_one_line(make, capsys):
     make(root / "train/cat/7.png")
     assert run(*FOLDER, "--epochs", 1) == 2
     err = capsys.readouterr().err
-    assert err.count("\n") == 1 and "pets/train/cat/7.png is no file" in err
+    assert err.count("\n") == 1
+    assert "pets/train/cat/7.png is no file" in err
     make("photo.png")
     with pytest.raises(errors.UserError, match="no file|No such file"):
         decoded(["photo.png"])
@@ -755,7 +762,8 @@ def test_ten_processes_on_one_grid_make_every_run_once():
     assert not any("Traceback" in process.err for process in several)
     made = Path("made").read_text().split()
     paths = list(Path("results").rglob("*[0-9a-f].csv"))
-    assert sorted(made) == sorted(path.stem for path in paths) and len(set(made)) == 8
+    assert sorted(made) == sorted(path.stem for path in paths)
+    assert len(set(made)) == 8
     assert all(len(records.read_rows(path)[1]) == 1 for path in paths)
     checkpoints = list(Path("checkpoints").rglob("*.pt"))
     assert {harness_files.read_checkpoint(path)["epoch"] for path in checkpoints} == {1}
@@ -783,7 +791,8 @@ def test_a_loss_that_explodes_is_a_diverged_run_in_either_precision(capsys):
         ]
         if precision == "bf16" and not speed.has_bf16(torch.device("cpu")):
             continue
-        assert run(*words) == 1 and "try a --lr below" in capsys.readouterr().err
+        assert run(*words) == 1
+        assert "try a --lr below" in capsys.readouterr().err
         assert {row["status"] for row in rows(the_csv(precision))} == {"diverged"}
     assert run("--lr", 1e6) in (0, 1)  # γ and β alone may stay finite
 
@@ -794,17 +803,14 @@ def test_a_loss_that_explodes_is_a_diverged_run_in_either_precision(capsys):
 def test_what_overflows_bf16_is_a_diverged_run():
     words = "--gamma-init constant:1e30 --beta-init constant:1e30 --train output --epochs 2".split()
     for precision in ("bf16", "fp32"):
-        assert (
-            run(*words, "--precision", precision, "--results", precision) == 1
-            and rows(the_csv(precision))[-1]["status"] == "diverged"
-        )
+        assert run(*words, "--precision", precision, "--results", precision) == 1
+        assert rows(the_csv(precision))[-1]["status"] == "diverged"
 
 
 def test_tensorboard_takes_any_gamma():
     pytest.importorskip("tensorboard")
-    assert run("--tensorboard", "--gamma-init", "constant:1e38", "--epochs", 1) in (0, 1) and list(
-        Path("results").rglob("events.*")
-    )
+    assert run("--tensorboard", "--gamma-init", "constant:1e38", "--epochs", 1) in (0, 1)
+    assert list(Path("results").rglob("events.*"))
 
 
 def one_colour(root="pets", classes=("cat", "dog"), each=6) -> None:
@@ -821,11 +827,9 @@ def test_constant_images_and_a_single_class_learn_nothing_and_break_nothing(clas
     words = [*FOLDER[:4], "--epochs", "2", "--quiet", "--batch-size", "5"]
     assert exp_bn_only.main(words) == 0
     last = rows(the_csv())[-1]
-    assert (
-        float(last["test_acc"]) == 100 / len(classes)
-        and last["status"] == "ok"
-        and np.isfinite(float(last["train_loss"]))
-    )
+    assert float(last["test_acc"]) == 100 / len(classes)
+    assert last["status"] == "ok"
+    assert np.isfinite(float(last["train_loss"]))
     assert (
         predict.main([str(next(Path("checkpoints").rglob("*.pt"))), "pets/test/cat/0.png"])
         == plots.main([])
@@ -840,10 +844,8 @@ def test_few_images_and_small_batches(capsys):
     )  # two images, batches of 128
     one_colour("single", classes=("cat",), each=1)
     single = ["--dataset", "imagefolder", "--data", "single", "--epochs", "1", "--quiet"]
-    assert (
-        exp_bn_only.main(single) == 0
-        and exp_bn_only.main([*single, "--batch-size", "1", "--train", "all"]) == 0
-    )
+    assert exp_bn_only.main(single) == 0
+    assert exp_bn_only.main([*single, "--batch-size", "1", "--train", "all"]) == 0
     capsys.readouterr()
     for words in (
         ["--batch-size", "1"],
@@ -855,7 +857,8 @@ def test_few_images_and_small_batches(capsys):
             )
             == 2
         )
-        assert "--batch-size 2" in (err := capsys.readouterr().err) and err.count("\n") == 1
+        assert "--batch-size 2" in (err := capsys.readouterr().err)
+        assert err.count("\n") == 1
     assert (
         exp_mlp_lenet.main(
             "--dataset digits --hidden 8 --epochs 1 --quiet --subset 101 --batch-size 10".split()

@@ -30,11 +30,13 @@ def test_every_kind_end_to_end_and_once(capsys):
     assert exp_norms.main(words) == 0
     first = capsys.readouterr().out
     found = [rows(path)[0] for path in Path("results/norms").glob("*[0-9a-f].csv")]
-    assert len(found) == 14 and {row["params_trained"] for row in found} == {"672"}
+    assert len(found) == 14
+    assert {row["params_trained"] for row in found} == {"672"}
     assert {row.get("norm", "bn") for row in found} == {"bn", *exp_norms.KINDS, "gn:4"}
     assert {row["train"] for row in found} == {"bn", "norm"}
     assert all(f", {kind}, rate 0.1" in first for kind in ("bn", "gn:4", "rms", "none"))
-    assert exp_norms.main(words) == 0 and "14 finished, 0 to make" in capsys.readouterr().out
+    assert exp_norms.main(words) == 0
+    assert "14 finished, 0 to make" in capsys.readouterr().out
 
 
 def test_a_grid_tells_runs_apart_whose_names_do_not(capsys):
@@ -156,7 +158,8 @@ def test_a_transformers_parts():
     model = exp_norms.build(args, common.load_data(args))
     sizes = {part: sum(p.numel() for p in of.values()) for part, of in parts(model).items()}
     assert (sizes["gamma"], sizes["beta"], sizes["position"]) == (1664, 1664, 16 * 128)
-    assert sizes["input"] == 128 * 4 + 128 and sizes["output"] == 1290
+    assert sizes["input"] == 128 * 4 + 128
+    assert sizes["output"] == 1290
     weights = [layer.self_attn.in_proj_weight for layer in model.encoder.layers]
     assert not torch.equal(weights[0], weights[1])  # PyTorch copies one layer
     common.freeze(model, "output+norm+input+position")
@@ -190,7 +193,8 @@ def test_transformers_and_mlps_train_what_they_say(words, precision):
 def test_the_share_of_dead_features_is_measured_after_every_epoch(capsys):
     assert exp_norms.main([*GRID, "--epochs", "2", "--norm", "bn", "--watch"]) == 0
     first, last = rows(the_csv())
-    assert 0 <= float(first["dead"]) <= 100 and 0 <= float(last["small_gammas"]) <= 100
+    assert 0 <= float(first["dead"]) <= 100
+    assert 0 <= float(last["small_gammas"]) <= 100
 
 
 @pytest.mark.parametrize(
@@ -212,4 +216,5 @@ def test_what_does_not_fit_is_one_line(words, says, capsys):
     code = exp_norms.main([*small, *words.split()])
     err = capsys.readouterr().err
     assert code == 2 or "failed: " in err
-    assert says in err and "Traceback" not in err
+    assert says in err
+    assert "Traceback" not in err

@@ -45,23 +45,18 @@ def test_plots_average_seeds_and_nothing_else(capsys):
     table = pd.read_csv("out/tables/accuracy.csv").rename(
         columns=lambda c: c.removeprefix("test accuracy (%): ")
     )
-    assert (
-        sorted(table.seeds) == [1, 1, 1, 1, 1, 2]
-        and "**other: digits, 1 epochs, fp32, subset 150, batch_size 50, own 2" in printed.out
-        and set(table.trained) == {"bn", "none"}
-    )
+    assert sorted(table.seeds) == [1, 1, 1, 1, 1, 2]
+    assert "**other: digits, 1 epochs, fp32, subset 150, batch_size 50, own 2" in printed.out
+    assert set(table.trained) == {"bn", "none"}
     mine = [
         float(rows(p)[-1]["test_acc"])
         for p in Path("results/bn_only").glob("resnet8-w1-digits-bn-s[01]-*[0-9a-f].csv")
     ]
     pair = table[table.seeds == 2].iloc[0]
-    assert pair["mean"] == pytest.approx(np.mean(mine), rel=1e-5) and pair.sd == pytest.approx(
-        np.std(mine, ddof=1), rel=1e-4
-    )
-    assert (
-        f"{np.mean(mine):.1f} ± {np.std(mine, ddof=1):.1f} (2)" in printed.out
-        and "lr 0.01" in printed.out
-    )
+    assert pair["mean"] == pytest.approx(np.mean(mine), rel=1e-5)
+    assert pair.sd == pytest.approx(np.std(mine, ddof=1), rel=1e-4)
+    assert f"{np.mean(mine):.1f} ± {np.std(mine, ddof=1):.1f} (2)" in printed.out
+    assert "lr 0.01" in printed.out
     assert all(f"{what}" in printed.err for what in ("diverged", "unfinished, 1 of 3", str(broken)))
     for kind in ("png", "pdf"):
         assert Path(f"out/figures/accuracy_depth-digits.{kind}").stat().st_size > 5000
@@ -105,16 +100,14 @@ def refusal(capsys, *words) -> str:
 def test_plots_say_in_one_line_what_is_wrong(capsys):
     assert "invalid choice" in refusal(capsys, "--only", "nonsense")
     assert "--results xxx" in refusal(capsys, "--results", "x" * 300)
-    assert (
-        plots.main(["--results", "nowhere", "--only", "claims"]) == 0
-        and "nowhere is no folder" in capsys.readouterr().err
-    )
-    assert run("--epochs", 1) == 0 and Path("file").write_text("mine")
-    assert (
-        plots.main(["--out", "file", "--only", "accuracy"]) == 2
-        and plots.main(["--out", "/sys/x", "--only", "accuracy"]) == 1
-    )
-    assert capsys.readouterr().err.count("--out") == 2 and Path("file").read_text() == "mine"
+    assert plots.main(["--results", "nowhere", "--only", "claims"]) == 0
+    assert "nowhere is no folder" in capsys.readouterr().err
+    assert run("--epochs", 1) == 0
+    assert Path("file").write_text("mine")
+    assert plots.main(["--out", "file", "--only", "accuracy"]) == 2
+    assert plots.main(["--out", "/sys/x", "--only", "accuracy"]) == 1
+    assert capsys.readouterr().err.count("--out") == 2
+    assert Path("file").read_text() == "mine"
 
 
 def test_every_table_and_figure_is_made(capsys):
@@ -166,7 +159,8 @@ def test_every_table_and_figure_is_made(capsys):
     shutil.copy(HERE / "evidence/bench.csv", "results/bench")
     assert plots.main(["--out", "out"]) == 0
     printed = capsys.readouterr()
-    assert "not run yet" not in printed.out and not printed.err
+    assert "not run yet" not in printed.out
+    assert not printed.err
     names = {f"{name}.{kind}" for name in plots.TABLES for kind in ("md", "tex", "csv")}
     assert {path.name for path in Path("out/tables").iterdir()} == names | {"index.md"}
     index = Path("out/tables/index.md").read_text()
@@ -201,10 +195,8 @@ def test_claims_are_judged_by_the_interval_over_paired_seeds():
     found = verdicts()
     # The seeds differ by 20 points and the pairs by 2: the pairs count.
     # t(2 degrees, 97.5 %) = 4.303, s = 1: 20 ± 2.5.
-    assert (
-        found["bn − random:2, depth 14"] == "confirmed"
-        and found["bn+shortcut − bn, depth 14"] == "contradicted"
-    )
+    assert found["bn − random:2, depth 14"] == "confirmed"
+    assert found["bn+shortcut − bn, depth 14"] == "contradicted"
     # s = |d| = 1: t(6 degrees) / √7 is the first below 1.
     assert found["depth 44 − width 3"] == "open (about 7 seeds would decide)"
     assert found["all − all-bn, depth 14"] == "open"
@@ -336,7 +328,8 @@ def test_small_gammas_are_counted_among_the_living_and_the_dead():
     living one has, too. The sixth is a shortcut's."""
     table = {"gamma": [0.001, 0.5, -0.002, 0.4, -3, 0], "active": [0, 0.009, 0.01, 0.5, 1, None]}
     run = types.SimpleNamespace(record=types.SimpleNamespace(table=lambda kind: None))
-    assert math.isnan(features.share_of_dead(run)) and math.isnan(features.dead_among_small(run))
+    assert math.isnan(features.share_of_dead(run))
+    assert math.isnan(features.dead_among_small(run))
     run.record.table = lambda kind: pd.DataFrame(table)
     assert features.share_of_dead(run) == 40
     assert features.small_among_living(run) == pytest.approx(100 / 3)
@@ -410,21 +403,18 @@ def test_the_figure_of_depths_is_of_a_recipe_that_has_several():
             ]
         )
     )
-    assert (
-        list(figure.axes[0].lines[0].get_xdata()) == [14, 32]
-        and "30 epochs" in figure.get_suptitle()
-    )
+    assert list(figure.axes[0].lines[0].get_xdata()) == [14, 32]
+    assert "30 epochs" in figure.get_suptitle()
 
 
 def test_plots_set_published_figures_beside_a_variant_of_the_data_set(capsys):
     assert set(sweeps.published("cifar10-jpeg").source) >= {"Frankle et al. 2021", "Vinod 2020"}
-    assert sweeps.published("cifar100").empty and sweeps.published("digits").empty
+    assert sweeps.published("cifar100").empty
+    assert sweeps.published("digits").empty
     pretend(0, 50, train="bn", dataset="cifar10-jpeg", image_size="32x32")
     assert plots.main(["--only", "accuracy", "--dataset", "cifar10-jpeg", "--out", "out"]) == 0
-    assert (
-        "| bn | ours − Frankle et al. 2021, cifar10 | +2.0 |" in capsys.readouterr().out
-        and not Path("out/figures").exists()
-    )
+    assert "| bn | ours − Frankle et al. 2021, cifar10 | +2.0 |" in capsys.readouterr().out
+    assert not Path("out/figures").exists()
 
 
 def test_scaled_images_have_figures_of_their_own_without_published_points(monkeypatch):
@@ -454,13 +444,11 @@ def test_plots_of_a_data_set_without_runs_name_those_that_have_some(capsys):
 def test_plots_without_a_run_name_the_command(capsys):
     assert plots.main(["--results", "nowhere"]) == 0
     out = capsys.readouterr().out
-    assert (
-        all(
-            f"{name}: not run yet: python exp_" in out
-            for name in ("accuracy", "claims", "davis_frank", "pruning")
-        )
-        and not Path("tables").exists()
+    assert all(
+        f"{name}: not run yet: python exp_" in out
+        for name in ("accuracy", "claims", "davis_frank", "pruning")
     )
+    assert not Path("tables").exists()
 
 
 def accuracies(*words) -> pd.DataFrame:
@@ -490,13 +478,12 @@ def test_a_copied_experiment_stands_beside_bn_under_its_own_name():
         "bn_last_stage: bn of the last stage",
         "thirds: custom-1a2b3c",
     }
-    assert (
-        together["mean"]["bn"] == 50
-        and together["mean"]["bn_last_stage: bn"] == 60
-        and (together.seeds == 2).all()
-    )
+    assert together["mean"]["bn"] == 50
+    assert together["mean"]["bn_last_stage: bn"] == 60
+    assert (together.seeds == 2).all()
     (apart,) = {recipe for recipe in table.recipe if recipe not in set(together.recipe)}
-    assert apart.startswith("slow: digits, ") and "lr 0.01" in apart
+    assert apart.startswith("slow: digits, ")
+    assert "lr 0.01" in apart
     every = sweeps.distinct(runs.read_runs(Path("results")))
     labels = {
         line.get_label() for line in plots.FIGURES["accuracy_depth"].make(every).axes[0].lines
@@ -540,16 +527,7 @@ def test_runs_that_stand_beside_others_are_told_of(capsys):
 
 def test_runs_of_older_and_newer_versions_and_without_a_depth_are_averaged_with_the_others(capsys):
     older = dict.fromkeys(
-        [
-            "lr",
-            "classes",
-            "weight_init",
-            "params_total",
-            "test_top5",
-            "commit",
-            "threads",
-            "precision",
-        ]
+        "lr classes weight_init params_total test_top5 commit threads precision".split()
     )
     pretend(0, 50)
     pretend(1, 52, **older | {"precision": "fp32"})
@@ -564,7 +542,8 @@ def test_runs_of_older_and_newer_versions_and_without_a_depth_are_averaged_with_
     table = accuracies()
     assert sorted(zip(table["mean"], table.seeds, strict=True)) == [(52, 3), (63.5, 2)]
     read = runs.read_runs(Path("results"))
-    assert read.gradient_norm.dropna().tolist() == [6.5, 7.5] and (read.lr == 0.1).all()
+    assert read.gradient_norm.dropna().tolist() == [6.5, 7.5]
+    assert (read.lr == 0.1).all()
     assert not capsys.readouterr().err
     for column in ("status", "test_acc"):
         pd.read_csv(newer).drop(columns=column).to_csv(newer.with_name("bad.csv"), index=False)
@@ -578,14 +557,13 @@ def test_names_that_look_like_numbers_or_like_nothing_are_names(capsys):
     for dataset, train in (("2024", "7"), ("None", "NA"), ("1e5", "none"), ("1e5", "bn")):
         pretend(0, 50, "mine", dataset=dataset, train=train)
         pretend(0, 50, dataset=dataset, train="bn")
-    assert plots.main(["--out", "out", "--format", "md"]) == 0 and not capsys.readouterr().err
+    assert plots.main(["--out", "out", "--format", "md"]) == 0
+    assert not capsys.readouterr().err
     table = Path("out/tables/accuracy.md").read_text()
     for label in ("mine: 7", "mine: NA", "mine: bn"):
         assert f"\n| {label} | ours | 50.0 (1) |" in table
-    assert (
-        plots.main(["--dataset", "2024", "--only", "accuracy"]) == 0
-        and "| mine: 7 | ours | 50.0 (1) |" in capsys.readouterr().out
-    )
+    assert plots.main(["--dataset", "2024", "--only", "accuracy"]) == 0
+    assert "| mine: 7 | ours | 50.0 (1) |" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize("experiment, missing", [("bn_only", ""), ("my_mixer", None)])
@@ -599,13 +577,13 @@ def test_a_network_without_a_depth_has_none_in_every_table_and_figure(experiment
     pretend(0, 70, "odd", arch="resnet", depth=missing, width=missing)
     assert plots.main(["--out", "out", "--format", "md", "tex", "csv", "png"]) == 0
     printed = capsys.readouterr()
-    assert not printed.err and "nan" not in printed.out and "mixer" in printed.out
+    assert not printed.err
+    assert "nan" not in printed.out
+    assert "mixer" in printed.out
     table = accuracies()
     without = table[table.depth == "no depth"]
-    assert (
-        without["mean"]["bn"].tolist()[0] == 50.5
-        and table[table.depth == "depth 14"]["mean"]["bn"] == 60.5
-    )
+    assert without["mean"]["bn"].tolist()[0] == 50.5
+    assert table[table.depth == "depth 14"]["mean"]["bn"] == 60.5
     assert plots.main(["--pack", "packed"]) == 0
     assert tables_of("--results", "packed") == tables_of()
 
@@ -633,18 +611,18 @@ def test_a_new_table_and_a_new_figure_are_one_function_each(monkeypatch, capsys)
     for seed in range(3):
         pretend(seed, 50 + seed)
     assert plots.main(["--only", "best_seed", "accuracy_seed", "--out", "out"]) == 0
-    assert "The seed of the best run." in (out := capsys.readouterr().out) and "| 2 |" in out
+    assert "The seed of the best run." in (out := capsys.readouterr().out)
+    assert "| 2 |" in out
     made = {str(path.relative_to("out")) for path in Path("out").rglob("*.*")}
     assert made == {f"tables/best_seed.{kind}" for kind in ("md", "tex", "csv")} | {
         f"figures/accuracy_seed-digits.{kind}" for kind in ("png", "pdf")
     }
-    assert (
-        plots.main([]) == 0
-        and Path("tables/best_seed.md").exists()
-        and Path("tables/accuracy.md").exists()
-    )
+    assert plots.main([]) == 0
+    assert Path("tables/best_seed.md").exists()
+    assert Path("tables/accuracy.md").exists()
     err = refusal(capsys, "--only", "best_sed")
-    assert "best_seed" in err and "accuracy_seed" in err
+    assert "best_seed" in err
+    assert "accuracy_seed" in err
 
 
 def tables_of(*words) -> dict[str, bytes]:
@@ -672,30 +650,25 @@ def test_packed_runs_say_what_the_runs_said(capsys):
     capsys.readouterr()
     expected, told = tables_of(), capsys.readouterr().err
     assert plots.main(["--pack", "packed"]) == 0
-    assert sorted(files_in("packed")) == [
-        "bench.csv",
-        "digits/channels.csv.gz",
-        "digits/epochs.csv.gz",
-        "digits/pruning.csv.gz",
-    ]
+    assert (
+        sorted(files_in("packed"))
+        == "bench.csv digits/channels.csv.gz digits/epochs.csv.gz digits/pruning.csv.gz".split()
+    )
     capsys.readouterr()
     found = tables_of("--results", "packed")
-    assert [
-        name for name in expected if found.get(name) != expected[name]
-    ] == [] and found.keys() == expected.keys()
-    assert "diverged" in told and "diverged" in capsys.readouterr().err
+    assert [name for name in expected if found.get(name) != expected[name]] == []
+    assert found.keys() == expected.keys()
+    assert "diverged" in told
+    assert "diverged" in capsys.readouterr().err
     packed = files_in("packed")
-    assert (
-        plots.main(["--results", "packed", "--pack", "packed"]) == 0
-        and files_in("packed") == packed
-    )  # the same runs, the same bytes
+    assert plots.main(["--results", "packed", "--pack", "packed"]) == 0
+    assert files_in("packed") == packed  # the same runs, the same bytes
     shutil.rmtree("results")
-    assert (
-        run("--epochs", 2, "--seed", 2) == 0
-        and plots.main(["--with", "packed", "--pack", "packed"]) == 0
-    )
+    assert run("--epochs", 2, "--seed", 2) == 0
+    assert plots.main(["--with", "packed", "--pack", "packed"]) == 0
     epochs = pd.read_csv("packed/digits/epochs.csv.gz", dtype={"hidden": str})
-    assert epochs.run.nunique() == 7 and (
+    assert epochs.run.nunique() == 7
+    assert (
         epochs[epochs.experiment == "bn_only"].seed.max(),
         epochs.hidden.dropna().unique().tolist(),
     ) == (2, ["16"])
@@ -715,16 +688,15 @@ def files_in(folder) -> dict[str, bytes]:
 
 
 def test_a_damaged_pack_is_named_and_left_out(capsys):
-    assert run("--epochs", 1) == 0 and plots.main(["--pack", "packed"]) == 0
+    assert run("--epochs", 1) == 0
+    assert plots.main(["--pack", "packed"]) == 0
     for harm in (b"no gzip", Path("packed/digits/epochs.csv.gz").read_bytes()[:-30]):
         Path("packed/digits/epochs.csv.gz").write_bytes(harm)
         capsys.readouterr()
         assert plots.main(["--results", "packed", "--only", "accuracy"]) == 0
         err = capsys.readouterr().err
-        assert (
-            err.startswith("left out: packed/digits/epochs.csv.gz: it cannot be used")
-            and err.count("\n") == 1
-        )
+        assert err.startswith("left out: packed/digits/epochs.csv.gz: it cannot be used")
+        assert err.count("\n") == 1
 
 
 def test_the_committed_tables_are_those_of_the_committed_runs():
@@ -802,7 +774,8 @@ def test_the_numbers_in_readme_and_docs_are_those_of_the_tables():
     lines = "\n".join(said).splitlines()
     rows = [line for line in lines if line.startswith("|") and "![" not in line and line != "| | |"]
     prose = " ".join(line for line in lines if not line.startswith(("|", "    ")))
-    assert len(rows) > 30 and not set(rows) - set(tables.splitlines())
+    assert len(rows) > 30
+    assert not set(rows) - set(tables.splitlines())
     assert not set(re.findall(r"(?<![\w.])\d+\.\d+(?![\w.]*\w)", prose)) - known
     assert len(readme.encode()) <= 10_000
 

@@ -46,7 +46,8 @@ def test_two_processes_calculate_what_one_does():
     one, two = (pd.read_csv(the_csv(folder)) for folder in ("one", "two"))
     for column in ("train_loss", "train_acc", "test_loss", "test_acc", "test_top5"):
         assert two[column].to_numpy() == pytest.approx(one[column].to_numpy(), rel=1e-5), column
-    assert one.run[0] != two.run[0] and two.processes[0] == 2
+    assert one.run[0] != two.run[0]
+    assert two.processes[0] == 2
 
 
 def test_two_processes_learn_with_batchnorm_and_go_on_to_the_same_digits():
@@ -55,7 +56,8 @@ def test_two_processes_learn_with_batchnorm_and_go_on_to_the_same_digits():
     together(HERE / "exp_bn_only.py", *words, "--time-limit", 1e-9)
     assert len(rows(the_csv())) == 1
     torchrun(HERE / "exp_bn_only.py", *words)
-    assert rows(the_csv()) == rows(the_csv("whole")) and len(rows(the_csv())) == 8
+    assert rows(the_csv()) == rows(the_csv("whole"))
+    assert len(rows(the_csv())) == 8
     alone = []
     for seed in range(3):
         assert run(*words[len(SMALL) :], "--seed", seed, "--results", f"alone{seed}") == 0
@@ -68,10 +70,8 @@ def test_a_dry_run_under_torchrun_prints_one_plan(script):
     printed = together(
         HERE / script, *SMALL, "--dry-run", *["--widths", "1"] * (script == "exp_depth_width.py")
     )
-    assert (
-        printed.count("trains ") == {"exp_bn_only.py": 1, "exp_depth_width.py": 2}[script]
-        and not files()
-    )
+    assert printed.count("trains ") == {"exp_bn_only.py": 1, "exp_depth_width.py": 2}[script]
+    assert not files()
 
 
 def test_processes_wait_for_the_first_as_long_as_it_takes():
@@ -107,7 +107,8 @@ def test_every_process_has_the_gpu_of_its_rank(monkeypatch):
     )
     monkeypatch.setattr(speed, "has_bf16", lambda device: True)
     args = common.resolved(parse(common.Settings, SMALL[:-2], "", Process()))
-    assert args.device == torch.device("cuda", 1) and chosen == [args.device]
+    assert args.device == torch.device("cuda", 1)
+    assert chosen == [args.device]
 
 
 def test_a_grid_under_torchrun_makes_every_run_once():
@@ -115,7 +116,8 @@ def test_a_grid_under_torchrun_makes_every_run_once():
         HERE / "exp_depth_width.py", *GRID, "--widths", 1, "--depths", 8, 14, "--seeds", 0, 1, 2
     )
     found = [rows(path) for path in Path("results").rglob("*[0-9a-f].csv")]
-    assert len(found) == 6 and all(len(table) == int(table[0]["epochs"]) for table in found)
+    assert len(found) == 6
+    assert all(len(table) == int(table[0]["epochs"]) for table in found)
 
 
 def test_every_sample_is_in_one_share(monkeypatch):
@@ -126,4 +128,5 @@ def test_every_sample_is_in_one_share(monkeypatch):
     for rank in range(3):
         monkeypatch.setattr(processes.dist, "get_rank", lambda rank=rank: rank)
         shares += [processes.share(batch) for batch in batches]
-    assert sorted(torch.cat(shares).tolist()) == list(range(103)) and min(map(len, shares)) >= 16
+    assert sorted(torch.cat(shares).tolist()) == list(range(103))
+    assert min(map(len, shares)) >= 16

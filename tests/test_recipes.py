@@ -18,14 +18,13 @@ def test_schedules():
         ]  # --lr 0.1, the default but for ImageNet
 
     assert rates("--epochs", 160) == pytest.approx([0.1] * 80 + [0.01] * 40 + [0.001] * 40)
-    assert rates("--epochs", 3) == pytest.approx([0.1, 0.1, 0.01]) and rates("--epochs", 1) == [0.1]
+    assert rates("--epochs", 3) == pytest.approx([0.1, 0.1, 0.01])
+    assert rates("--epochs", 1) == [0.1]
     imagenet = [4 * rate for rate in rates("--dataset", "imagenet", "--epochs", 90)]
-    assert (
-        len(imagenet) == 90
-        and imagenet[:30] == pytest.approx([0.4] * 30)
-        and imagenet[30] == pytest.approx(0.04)
-        and imagenet[80] == pytest.approx(0.0004)
-    )
+    assert len(imagenet) == 90
+    assert imagenet[:30] == pytest.approx([0.4] * 30)
+    assert imagenet[30] == pytest.approx(0.04)
+    assert imagenet[80] == pytest.approx(0.0004)
     assert [
         arguments("--dataset", "imagenet", "--epochs", n).warmup_epochs for n in (90, 18, 1)
     ] == [5, 1, 1]
@@ -40,10 +39,8 @@ def test_schedules():
             schedule
         )
     restarts = rates("--epochs", 14, "--schedule", "restarts")
-    assert (
-        restarts[0] == restarts[2] == restarts[6] == 0.1
-        and max(restarts[1], restarts[5], restarts[13]) < 0.06
-    )
+    assert restarts[0] == restarts[2] == restarts[6] == 0.1
+    assert max(restarts[1], restarts[5], restarts[13]) < 0.06
 
 
 def test_warm_up_rises_step_by_step_from_zero_and_goes_on_after_a_stop():
@@ -69,15 +66,11 @@ def test_warm_up_rises_step_by_step_from_zero_and_goes_on_after_a_stop():
         )
         scheduler.step()
     cosine = [0.05 * (1 + np.cos(np.pi * epoch / 4)) for epoch in range(4) for _ in range(3)]
-    assert (
-        found == pytest.approx([rate * min(1, step / 6) for step, rate in enumerate(cosine)])
-        and found[0] == 0
-    )
+    assert found == pytest.approx([rate * min(1, step / 6) for step, rate in enumerate(cosine)])
+    assert found[0] == 0
     words = ["--schedule", "cosine", "--warmup-epochs", 2, "--epochs", 4]
-    assert (
-        run(*words, "--time-limit", 1e-9) == 0
-        and run(*words) == run(*words, "--results", "whole", "--checkpoints", "whole") == 0
-    )
+    assert run(*words, "--time-limit", 1e-9) == 0
+    assert run(*words) == run(*words, "--results", "whole", "--checkpoints", "whole") == 0
     assert rows(the_csv()) == rows(the_csv("whole"))
 
 

@@ -51,7 +51,8 @@ def test_a_batchnorm_after_the_activation_has_no_relu_of_its_own(bn, active):
     recipe = "--dataset digits --subset 150 --epochs 1 --batch-size 50 --precision fp32".split()
     assert exp_mlp_lenet.main([*network, *recipe, "--quiet"]) == 0
     learned = pd.read_csv(the_csv().with_suffix(".bn.csv.gz"))
-    assert len(learned) == 6 + 16 + 120 + 84 and learned.active.notna().sum() == active
+    assert len(learned) == 6 + 16 + 120 + 84
+    assert learned.active.notna().sum() == active
 
 
 def test_every_setting_that_changes_a_number_changes_the_name():
@@ -84,23 +85,21 @@ def test_a_csv_that_came_without_its_checkpoint_is_made_again(capsys):
     assert run() == 0
     when, digits = the_csv().stat().st_mtime_ns, rows(the_csv())
     next(Path("checkpoints").rglob("*.pt")).unlink()
-    assert run() == 0 and "takes its place" in capsys.readouterr().err
-    assert the_csv().stat().st_mtime_ns != when and rows(the_csv()) == digits
+    assert run() == 0
+    assert "takes its place" in capsys.readouterr().err
+    assert the_csv().stat().st_mtime_ns != when
+    assert rows(the_csv()) == digits
 
 
 def test_a_loss_that_is_not_finite_ends_the_run(capsys):
     assert run("--lr", 1e6, "--train", "all-bn", "--epochs", 20) == 1
     table = rows(the_csv())
-    assert (
-        {row["status"] for row in table} == {"diverged"}
-        and len(table) < 20
-        and set(table[0]) | {"seconds", "commit"} == set(records.COLUMNS)
-    )
+    assert {row["status"] for row in table} == {"diverged"}
+    assert len(table) < 20
+    assert set(table[0]) | {"seconds", "commit"} == set(records.COLUMNS)
     assert "diverged" in capsys.readouterr().err
-    assert (
-        run("--lr", 1e6, "--train", "all-bn", "--epochs", 20) == 1
-        and "--force" in capsys.readouterr().err
-    )
+    assert run("--lr", 1e6, "--train", "all-bn", "--epochs", 20) == 1
+    assert "--force" in capsys.readouterr().err
 
 
 def test_a_second_process_says_so_and_stops(capsys):
@@ -125,10 +124,8 @@ def test_signals_stop_at_once_and_say_how_to_go_on(sent, code):
             time.sleep(0.01)
         process.send_signal(sent)
         _, err = process.communicate(timeout=60)
-    assert (
-        process.returncode == code
-        and err.strip() == "stopped: the same command goes on after the last complete epoch"
-    )
+    assert process.returncode == code
+    assert err.strip() == "stopped: the same command goes on after the last complete epoch"
 
 
 @pytest.mark.parametrize("damage", ["newest", "both", "other run", "pickle", "csv"])
@@ -160,16 +157,15 @@ def test_damage_is_noticed_and_costs_no_digit(damage, capsys, monkeypatch):
         "train_epoch",
         lambda *a, train_epoch=common.train_epoch: trained.append(a[4]) or train_epoch(*a),
     )
-    assert run() == 0 and rows(the_csv()) == rows(the_csv("whole"))
+    assert run() == 0
+    assert rows(the_csv()) == rows(the_csv("whole"))
     assert trained == (
         [1, 2, 3] if damage in ("both", "csv") else [2, 3]
     )  # the previous checkpoint is of epoch 1
     warnings = capsys.readouterr().err.strip().splitlines()
-    assert (
-        all(line.startswith("warning:") for line in warnings)
-        and (len(warnings) == 1 or damage in ("both", "csv"))
-        and warnings
-    )
+    assert all(line.startswith("warning:") for line in warnings)
+    assert len(warnings) == 1 or damage in ("both", "csv")
+    assert warnings
     assert not Path("evil").exists()
 
 
@@ -177,7 +173,8 @@ def test_a_finished_run_whose_checkpoint_is_damaged_is_made_again(capsys):
     assert run() == 0
     whole, checkpoint = rows(the_csv()), next(Path("checkpoints").rglob("*.pt"))
     checkpoint.write_bytes(checkpoint.read_bytes()[:-9])
-    assert run() == 0 and rows(the_csv()) == whole
+    assert run() == 0
+    assert rows(the_csv()) == whole
     why = "its checksum does not fit its content"
     warning = f"warning: the checkpoint {checkpoint} is not used: {why}\n"
     assert capsys.readouterr().err == warning

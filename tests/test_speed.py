@@ -52,7 +52,9 @@ def test_bf16_agrees_with_fp32():
         torch.nn.functional.cosine_similarity(outputs["bf16"][1], outputs["fp32"][1], dim=0) > 0.95
     )
     final = [float(rows(path)[-1]["test_acc"]) for path in Path("results").glob("*/*.csv")]
-    assert len(final) == 2 and min(final) > 30 and abs(final[0] - final[1]) < 15
+    assert len(final) == 2
+    assert min(final) > 30
+    assert abs(final[0] - final[1]) < 15
 
 
 @pytest.fixture
@@ -136,18 +138,19 @@ def test_the_bench_measures_every_variant(monkeypatch, capsys):
         for path in Path("results/bench").glob("*.csv")
     }
     loops = tables[False][tables[False].epoch_s.notna()]
-    assert list(loops.variant[:3]) == ["plain", "data on the device", "channels_last"] and (
+    assert list(loops.variant[:3]) == ["plain", "data on the device", "channels_last"]
+    assert (
         loops[["train_images_per_s", "test_images_per_s", "peak_mb", "limit_s", "share_of_limit"]]
         > 0
     ).all(axis=None)
     assert loops.speedup.to_numpy() == pytest.approx(
         loops.epoch_s[0] / loops.epoch_s.to_numpy(), rel=1e-4
-    ) and loops.epoch_s[0] == pytest.approx(
+    )
+    assert loops.epoch_s[0] == pytest.approx(
         50_000 / loops.train_images_per_s[0] + 10_000 / loops.test_images_per_s[0], rel=0.5
     )
-    assert tables[False].start_s.count() == 1 and tables[
-        False
-    ].share_of_step.sum() == pytest.approx(1, abs=0.05)
+    assert tables[False].start_s.count() == 1
+    assert tables[False].share_of_step.sum() == pytest.approx(1, abs=0.05)
     assert list(tables[True].processes) == [
         n for n in (1, 2, 4, 8, 16, 32, 64) if n <= torch.get_num_threads()
     ]
@@ -160,11 +163,10 @@ def test_the_bench_measures_every_variant(monkeypatch, capsys):
         ("--depths 15", "14 and 20"),
         ("--images 1", "from 100"),
     ):
-        assert bench.main([*words, *wrong.split()]) == 2 and says in capsys.readouterr().err
-    assert (
-        bench.main([*words, "--results", "/dev/null/x"]) == 1
-        and len(capsys.readouterr().err.splitlines()) == 1
-    )
+        assert bench.main([*words, *wrong.split()]) == 2
+        assert says in capsys.readouterr().err
+    assert bench.main([*words, "--results", "/dev/null/x"]) == 1
+    assert len(capsys.readouterr().err.splitlines()) == 1
 
 
 def test_the_bench_counts_work_as_its_formula_does():
@@ -197,9 +199,8 @@ def test_the_bench_counts_work_as_its_formula_does():
 def test_a_measurement_has_a_process_of_its_own():
     args = bench_arguments("--depths", 8)
     found = bench.in_processes(2, 1, bench.speed, args, bench.PARTS[:2], 0)
-    assert len(found) == 2 and all(
-        one["train_images_per_s"] > 0 and one["peak_mb"] > 100 for one in found
-    )
+    assert len(found) == 2
+    assert all(one["train_images_per_s"] > 0 and one["peak_mb"] > 100 for one in found)
     assert (
         0.5
         < bench.in_processes(1, 1, bench.start, args, bench.PARTS[:2], time.time())[0]["start_s"]
@@ -268,7 +269,8 @@ def test_onednns_layout_changes_no_result(norm, train, monkeypatch):
     usual = one_step(norm, train, lambda *_: contextlib.nullcontext())
     assert not used
     ours = one_step(norm, train, common.arithmetic)
-    assert used and ours.keys() == usual.keys()
+    assert used
+    assert ours.keys() == usual.keys()
     for name, value in usual.items():
         # a ReLU's input that is zero but for rounding has a gradient or none
         assert torch.linalg.norm((ours[name] - value).float()) <= 0.01 * (
@@ -310,10 +312,13 @@ def test_a_run_in_onednns_layout_goes_on_where_it_was_stopped():
 
 
 def test_compiled_blocks_calculate_what_eager_ones_do(quickly_compiled):
-    assert run("--results", "eager") == 0 and not quickly_compiled
-    assert run("--compile") == 0 and len(quickly_compiled) == 3  # the blocks of a ResNet-8
+    assert run("--results", "eager") == 0
+    assert not quickly_compiled
+    assert run("--compile") == 0
+    assert len(quickly_compiled) == 3  # the blocks of a ResNet-8
     eager, compiled = pd.read_csv(the_csv("eager")), pd.read_csv(the_csv())
-    assert compiled.compile.all() and compiled.run[0] != eager.run[0]
+    assert compiled.compile.all()
+    assert compiled.run[0] != eager.run[0]
     for column in ("train_loss", "test_loss", "test_acc"):
         assert compiled[column].to_numpy() == pytest.approx(eager[column].to_numpy(), rel=1e-3), (
             column

@@ -19,9 +19,11 @@ def test_the_tour_runs_from_its_first_cell_to_its_last(monkeypatch):
     resources = {"metadata": {"path": str(Path.cwd())}}
     nbclient.NotebookClient(tour, timeout=300, resources=resources).execute()
     printed = "".join(o.get("text", "") for c in tour.cells for o in c.get("outputs", []))
-    assert "test accuracy" in printed and "beta of the first stage" in printed
+    assert "test accuracy" in printed
+    assert "beta of the first stage" in printed
     assert len(list(Path("results").rglob("*[0-9a-f].csv"))) == 4
-    assert Path("filters.png").exists() and Path("maps.png").exists()
+    assert Path("filters.png").exists()
+    assert Path("maps.png").exists()
 
 
 def test_the_committed_tour_has_its_outputs():
