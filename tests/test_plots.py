@@ -755,7 +755,7 @@ def test_what_a_user_runs_changes_no_tracked_file():
 
 
 def test_the_numbers_in_readme_and_docs_are_those_of_the_tables():
-    """Every row of a table of findings and speed stands in evidence/tables/, and every number with
+    """Every row of a table of findings, results and speed stands in evidence/tables/, and every number with
     a decimal point there or in the CSVs that it speaks of."""
     readme = (HERE / "README.md").read_text(encoding="utf-8")
     said = [readme[readme.index("## What holds") : readme.index("## CIFAR-10")]]
@@ -790,7 +790,7 @@ def before_and_after_onednns_layout() -> pd.Series:
     return runs.groupby(["run", "commit"]).seconds.median()
 
 
-DOCS = ("findings.md", "speed.md")
+DOCS = ("findings.md", "results.md", "speed.md")
 
 
 def test_plots_need_no_torch():
