@@ -755,8 +755,8 @@ def test_what_a_user_runs_changes_no_tracked_file():
 
 
 def test_the_numbers_in_readme_and_docs_are_those_of_the_tables():
-    """Every row of a table of findings, results and speed stands in evidence/tables/, and every number with
-    a decimal point there or in the CSVs that it speaks of."""
+    """Every row of a table of findings, results and speed stands in evidence/tables/, and every
+    number with a decimal point there or in the CSVs that it speaks of."""
     readme = (HERE / "README.md").read_text(encoding="utf-8")
     said = [readme[readme.index("## What holds") : readme.index("## CIFAR-10")]]
     said += [(HERE / "docs" / name).read_text(encoding="utf-8") for name in DOCS]
