@@ -83,6 +83,7 @@ def test_kinds_calculate_what_they_are_called():
         "none": scaled(x),
         "rms": scaled(x / (square + 1e-5).sqrt()),
         "ln": scaled((x - mean) / (variance + 1e-5).sqrt()),
+        "in": F.instance_norm(x, weight=gamma, bias=beta),
     }
     for name, y in expected.items():
         assert torch.allclose(of(exp_norms.KINDS[name](8)), y, atol=1e-5), name
