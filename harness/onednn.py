@@ -14,7 +14,7 @@ import torch
 from torch import nn
 
 from harness.norms import GroupNorm, RMSNorm, ScaleShift
-from harness.speed import has_bf16
+from harness.speed import has_bf16, stand_ins
 
 OTHER_NORMS = (GroupNorm, nn.InstanceNorm2d, RMSNorm)  # for which activations are as usual
 LAYERS = (nn.Conv2d, nn.BatchNorm2d, ScaleShift, nn.ReLU, nn.Linear, nn.Sequential, nn.Identity)
@@ -48,9 +48,7 @@ def layout(model: nn.Module, dtype: torch.dtype):
     fp32: oneDNN casts them. Frozen ones are laid out once as PyTorch would copy them for every
     convolution. Where hooks are to see activations, these are as usual."""
     layers = list(model.modules())
-    frozen = [(p, p.data) for p in model.parameters() if not p.requires_grad]
-    for parameter, as_given in frozen:
-        parameter.data = as_given.contiguous()
+    frozen = [parameter for parameter in model.parameters() if not parameter.requires_grad]
 
     def forward(x: torch.Tensor) -> torch.Tensor:
         if any(layer._forward_hooks or layer._forward_pre_hooks for layer in layers):
@@ -65,12 +63,11 @@ def layout(model: nn.Module, dtype: torch.dtype):
         layer.forward = partial(as_usual, layer)
     model.forward = forward
     try:
-        yield
+        with stand_ins(frozen, torch.Tensor.contiguous):
+            yield
     finally:
         for layer in (model, *changed):
             del layer.forward
-        for parameter, as_given in frozen:
-            parameter.data = as_given
 
 
 def as_usual(layer: nn.Module, x: torch.Tensor) -> torch.Tensor:

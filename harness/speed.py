@@ -81,6 +81,19 @@ def processor() -> str:
 
 
 @contextmanager
+def stand_ins(parameters, change):
+    """Within it the data of each of `parameters` are what `change` makes of them."""
+    exact = [(parameter, parameter.data) for parameter in parameters]
+    for parameter, data in exact:
+        parameter.data = change(data)
+    try:
+        yield
+    finally:
+        for parameter, data in exact:
+            parameter.data = data
+
+
+@contextmanager
 def frozen_in(dtype: torch.dtype, model: nn.Module):
     """Within it the frozen weights of convolutions and linear layers are of `dtype`, rounded once.
 
@@ -90,14 +103,9 @@ def frozen_in(dtype: torch.dtype, model: nn.Module):
     for layer in model.modules():
         if isinstance(layer, (nn.Conv2d, nn.Linear)) and not parametrize.is_parametrized(layer):
             parameters = layer.parameters(recurse=False)
-            frozen += [(p, p.data) for p in parameters if not p.requires_grad]
-    for parameter, exact in frozen:
-        parameter.data = exact.to(dtype)
-    try:
+            frozen += [p for p in parameters if not p.requires_grad]
+    with stand_ins(frozen, lambda exact: exact.to(dtype)):
         yield
-    finally:
-        for parameter, exact in frozen:
-            parameter.data = exact
 
 
 COMPILED_KINDS = 64  # of a block, in one run: three stages, strides, dtypes, batch sizes

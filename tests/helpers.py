@@ -214,10 +214,15 @@ class Forked:
         return code
 
 
+def end_well(processes: list[Forked]) -> None:
+    codes = [process.wait() for process in processes]
+    assert set(codes) == {0}, "".join(process.err for process in processes)
+
+
 def forked(script, *words) -> Forked:
     """A script that must end well."""
     process = Forked(script, *words)
-    assert process.wait() == 0, process.err
+    end_well([process])
     return process
 
 
@@ -241,6 +246,5 @@ def two(script, *words) -> list[Forked]:
 def together(script, *words) -> str:
     """What `two` processes print that must end well."""
     ranks = two(script, *words)
-    codes = [rank.wait() for rank in ranks]
-    assert codes == [0, 0], "".join(rank.err for rank in ranks)
+    end_well(ranks)
     return "".join(rank.out for rank in ranks)

@@ -52,6 +52,7 @@ from tests.helpers import (  # noqa: F401
     HERE,
     SMALL,
     arguments,
+    end_well,
     environment,
     folder,
     image_folder,
@@ -76,10 +77,10 @@ def slow(few: int, many: int):
 # -------------------------------------------------------------------------------------------- kills
 
 
-def dies(left: int) -> None:
+def dies(left: int, share: float) -> None:
     """Lets this process kill itself just before the `left`-th time that it opens, renames or
-    removes a file of its records; a file that was to be put in place it cuts first, as if it had
-    not been written to its end."""
+    removes a file of its records; a file that was to be put in place it cuts to a `share` first, as
+    if it had not been written to its end."""
 
     def hook(event, args):
         nonlocal left
@@ -89,7 +90,7 @@ def dies(left: int) -> None:
             left -= 1
             if left == 0:
                 if event == "os.rename" and ".new" in str(args[0]):
-                    os.truncate(args[0], random.randrange(os.path.getsize(args[0]) + 1))
+                    os.truncate(args[0], int(share * (os.path.getsize(args[0]) + 1)))
                 os.kill(os.getpid(), signal.SIGKILL)
 
     sys.addaudithook(hook)
@@ -103,7 +104,8 @@ def killed(start, command: list, draw: random.Random, longest: float) -> bool:
     """Starts `command` and kills it at a random moment, by the clock or, where it is one process,
     by what it does to files. Whether it was killed before its end."""
     if start is one and draw.random() < 0.5:
-        processes = start(*command, first=functools.partial(dies, draw.randint(1, 60)))
+        first = functools.partial(dies, draw.randint(1, 60), draw.random())
+        processes = start(*command, first=first)
     else:
         processes = start(*command)
         time.sleep(draw.uniform(0, longest))
@@ -128,9 +130,7 @@ def survives(start, command: list, kills: int) -> None:
     """`command`, killed `kills` times and started again each time, must leave what it leaves
     unkilled. The kills by the clock come at any moment of what it takes alone."""
     draw, began = random.Random(kills), time.perf_counter()
-    assert {p.wait() for p in start(*command, "--results", "whole", "--checkpoints", "whole")} == {
-        0
-    }
+    end_well(start(*command, "--results", "whole", "--checkpoints", "whole"))
     longest = time.perf_counter() - began
     whole, done = records_of("whole"), 0
     assert whole
@@ -143,7 +143,7 @@ def survives(start, command: list, kills: int) -> None:
             assert records_of("results") == whole
             shutil.rmtree("results")
             shutil.rmtree("checkpoints")
-    assert {process.wait() for process in start(*command)} == {0}
+    end_well(start(*command))
     assert records_of("results") == whole
 
 
