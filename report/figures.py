@@ -348,7 +348,8 @@ def longer_runs(runs: pd.DataFrame, drawn: pd.DataFrame) -> Iterator[tuple[str, 
 @figure("exp_norms.py --dataset digits --lr 0.03 0.1 0.3 --val-fraction 0.2 --seeds 0 1 2")
 def norms(runs):
     """Accuracy against depth of γ and β alone, behind each normalisation and behind none, each at
-    the learning rate that was best on a validation split."""
+    the learning rate that was best on a validation split; open, at another that was tried where
+    networks are deeper alone."""
 
     def several(sweep: pd.DataFrame) -> bool:
         return sweep.norm.nunique() > 1 and sweep.depth.nunique() > 1
@@ -358,18 +359,35 @@ def norms(runs):
         return None
     figure, (axis,) = panel(chosen.title, "depth (layers)", "test accuracy (%)")
     kinds = sorted(set(chosen.sweep.norm), key=kind_rank)
-    for kind, (colour, marker, dashes) in zip(kinds, LOOKS, strict=False):
-        of_kind = chosen.sweep[chosen.sweep.norm == kind]
-        points = list(cells(of_kind, "depth"))
-        label = f"{kind}, rate {of_kind.lr.iloc[0]:g} ({seeds(*(cell for _, cell in points))})"
-        style = {"color": colour, "marker": marker, "linestyle": dashes}
-        means = [Mean.of(cell) for _, cell in points]
-        draw_line(axis, [depth for depth, _ in points], means, label, **style)
+    looks = dict(zip(kinds, LOOKS, strict=False))
+    others = tried_deeper(of_kinds(runs), chosen.sweep)
+    for sweep, filled in ((chosen.sweep, True), (others, False)):
+        for kind, (colour, marker, dashes) in looks.items():
+            style = {"color": colour, "marker": marker, "linestyle": dashes}
+            if not filled:
+                style |= {"markerfacecolor": "none", "linestyle": "none"}
+            for rate, line in cells(sweep[sweep.norm == kind], "lr"):
+                points = dict(list(cells(line, "depth")))
+                label = f"{kind}, rate {rate:g} ({seeds(*points.values())})"
+                draw_line(axis, list(points), list(map(Mean.of, points.values())), label, **style)
     draw_chance(axis, chosen.sweep)
     odds_scale(axis)
     log_ticks(axis, sorted(set(chosen.sweep.depth)))
     legend_below(axis)
     return figure
+
+
+def tried_deeper(runs: pd.DataFrame, drawn: pd.DataFrame) -> pd.DataFrame:
+    """Runs of the kinds and the recipe of `drawn`, at rates that a kind was not tried at in the
+    shallowest network: its own fails in deeper ones."""
+    varied = "norm", "lr", "depth"
+    recipe = shared_settings(drawn, *varied)
+    found = [
+        sweep for _, sweep in sweeps(runs, *varied) if shared_settings(sweep, *varied) == recipe
+    ]
+    same = pd.concat(found)
+    first = same.groupby(["norm", "lr"]).depth.transform("min")
+    return same[same.norm.isin(set(drawn.norm)) & (first > drawn.depth.min())]
 
 
 @figure("exp_depth_width.py --dataset digits --depths 14")

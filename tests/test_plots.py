@@ -240,6 +240,24 @@ def test_kinds_of_normalisation_are_compared_each_at_its_best_rate():
     assert found["bn − none: depth 56 − depth 14"] == "contradicted"
 
 
+def test_a_rate_that_was_tried_in_deeper_networks_alone_is_drawn_beside_its_kind():
+    for kind, lr in ((None, 0.1), ("none", 0.3)):
+        known = {"train": "norm" if kind else "bn", "norm": kind}
+        pretend(0, 0, "norms", val_fraction=0.2, val_acc=50, lr=lr, **known)
+        pretend(0, 0, "norms", val_fraction=0.2, val_acc=40, lr=1, **known)
+        for depth in (14, 110):
+            pretend(0, 50, "norms", depth=depth, lr=lr, **known)
+    pretend(0, 90, "norms", depth=110, lr=0.03, train="norm", norm="none")
+    pretend(0, 90, "norms", depth=110, lr=0.01, train="norm", norm="none", schedule="cosine")
+    (axis,) = figures.norms(sweeps.distinct(runs.read_runs(Path("results")))).axes
+    filled = {line.get_label(): line.get_markerfacecolor() != "none" for line in axis.lines}
+    assert filled == {
+        "bn, rate 0.1 (1 seed)": True,
+        "none, rate 0.3 (1 seed)": True,
+        "none, rate 0.03 (1 seed)": False,
+    }
+
+
 def test_what_diverged_is_named_and_not_averaged(capsys):
     for seed in range(3):
         none = {"train": "norm", "norm": "none", "depth": 218}
