@@ -135,7 +135,7 @@ def draw_figures(name: str, runs: pd.DataFrame, folder: Path, formats: set[str])
     """Draws a figure for each data set, and size of its images, whose runs suffice, and returns
     whether there was one."""
     drawn = []
-    for data, of_data in by_data(runs):
+    for data, of_data in runs.groupby("dataset") if FIGURES[name].sizes else by_data(runs):
         figure = FIGURES[name].make(of_data)
         if figure is not None:
             drawn.append(data)

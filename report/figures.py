@@ -3,7 +3,7 @@ one is one function:
 
     @figure("exp_bn_only.py --dataset digits")
     def best_seed(runs):
-        figure, (axis,) = panel("best seed", "depth", "test accuracy (%)")
+        figure, (axis,) = panel("best seed", "depth", ACCURACY)
         axis.plot(...)
         return figure
 
@@ -34,6 +34,7 @@ from report.sweeps import (
     labelled,
     of_kinds,
     of_users,
+    published,
     published_beside,
     random_sweep,
     rank,
@@ -63,6 +64,7 @@ OTHER = ("#666666", ".", "-")  # a user's
 OTHER_DASHES = ("-", "--", "-.", ":")  # of networks without a depth
 OTHER_MARKERS = ".1x2+3|4"  # several users' in turn
 PAPER_MARKERS = "os^vD<>"
+ACCURACY = "test accuracy (%)"
 WIDTH, HEIGHT = 3.4, 2.3  # inches: a column of a paper, without the legend
 STYLE = {
     "font.size": 7,
@@ -295,6 +297,38 @@ def lines_of_depth(runs: pd.DataFrame) -> list[pd.DataFrame]:
 # ----------------------------------------------------------------------------------------- accuracy
 
 
+@figure("exp_depth_width.py --dataset digits --widths 1", sizes=True)
+def depth(runs):
+    """γ and β alone against depth, a line for each size of the images, by the longest recipe that
+    has several depths, and what else ran as long as the papers' 160 epochs; open, published."""
+    narrow = resnets(usual_start(runs)).query("width == 1 and train == 'bn'")
+    narrow = narrow[~of_users(narrow)]
+    papers = published(runs.dataset.iloc[0]).query("arch == 'resnet' and width == 1")
+    papers = papers[papers.train == "bn"]
+    if narrow.depth.nunique() < 2 or (papers.empty and narrow.image_size.nunique() < 2):
+        return None
+    figure, (axis,) = panel(f"{runs.dataset.iloc[0]}, γ and β alone", "depth (layers)", ACCURACY)
+    for (size, of_size), (colour, marker, _) in zip(
+        cells(narrow, "image_size"), LOOKS, strict=False
+    ):
+        (line,) = lines_of_depth(of_size)
+        points = dict(list(cells(line, "depth")))
+        label = f"{size} pixels, {line.epochs.iloc[0]:g} epochs ({seeds(*points.values())})"
+        style = {"color": colour, "marker": marker}
+        draw_line(axis, list(points), list(map(Mean.of, points.values())), label, **style)
+        for label, cell in longer_runs(of_size, line):
+            label = label.replace("bn", f"{size} pixels")
+            star = {"marker": "*", "markersize": 6, "linestyle": "none", "zorder": 3}
+            axis.plot(cell.depth, cell.test_acc, color=LOOK["bn"][0], **star, label=label)
+    for (source, points), marker in zip(cells(papers, "source"), PAPER_MARKERS, strict=False):
+        style = {"color": OTHER[0], "marker": marker, "markerfacecolor": "none"}
+        label = f"{source}, {points.dataset.iloc[0]}"
+        axis.plot(points.depth, points.value, **style, linestyle=":", label=label)
+    log_ticks(axis, sorted({*narrow.depth, *papers.depth}))
+    legend_below(axis)
+    return figure
+
+
 @figure("exp_depth_width.py --dataset digits --widths 1")
 def accuracy_depth(runs):
     """Accuracy against depth, at width 1, with the published points, and users' networks by the
@@ -315,7 +349,7 @@ def accuracy_depth(runs):
     several = lengths.nunique() > 1  # which a label tells
     if lengths.nunique() == 1:
         about.append(f"{sweep.epochs.max():g} epochs")
-    figure, (axis,) = panel(", ".join(filter(None, about)), "depth (layers)", "test accuracy (%)")
+    figure, (axis,) = panel(", ".join(filter(None, about)), "depth (layers)", ACCURACY)
     draw_lines(axis, sweep, "depth")
     for (label, cell), dashes in zip(others.items(), itertools.cycle(OTHER_DASHES), strict=False):
         style = {"color": OTHER[0], "linestyle": dashes}
@@ -348,8 +382,8 @@ def longer_runs(runs: pd.DataFrame, drawn: pd.DataFrame) -> Iterator[tuple[str, 
 @figure("exp_norms.py --dataset digits --lr 0.03 0.1 0.3 --val-fraction 0.2 --seeds 0 1 2")
 def norms(runs):
     """Accuracy against depth of γ and β alone, behind each normalisation and behind none, each at
-    the learning rate that was best on a validation split; open, at another that was tried where
-    networks are deeper alone."""
+    the learning rate that was best on a validation split; open, at another that was tried in deeper
+    networks alone. Small points are single seeds; kinds stand a little apart sideways."""
 
     def several(sweep: pd.DataFrame) -> bool:
         return sweep.norm.nunique() > 1 and sweep.depth.nunique() > 1
@@ -357,19 +391,19 @@ def norms(runs):
     chosen = main_sweep(at_own_rate(of_kinds(runs)), "norm", "lr", "depth", having=several)
     if chosen is None:
         return None
-    figure, (axis,) = panel(chosen.title, "depth (layers)", "test accuracy (%)")
+    figure, (axis,) = panel(chosen.title, "depth (layers)", ACCURACY)
     kinds = sorted(set(chosen.sweep.norm), key=kind_rank)
-    looks = dict(zip(kinds, LOOKS, strict=False))
     others = tried_deeper(of_kinds(runs), chosen.sweep)
-    for sweep, filled in ((chosen.sweep, True), (others, False)):
-        for kind, (colour, marker, dashes) in looks.items():
-            style = {"color": colour, "marker": marker, "linestyle": dashes}
-            if not filled:
-                style |= {"markerfacecolor": "none", "linestyle": "none"}
+    for sweep, filled in ((chosen.sweep, {}), (others, {"markerfacecolor": "none", "ls": "none"})):
+        for i, (kind, (colour, marker, dashes)) in enumerate(zip(kinds, LOOKS, strict=False)):
+            apart = 1.03 ** (i - len(kinds) / 2)
+            style = {"color": colour, "marker": marker, "ls": dashes} | filled
             for rate, line in cells(sweep[sweep.norm == kind], "lr"):
                 points = dict(list(cells(line, "depth")))
                 label = f"{kind}, rate {rate:g} ({seeds(*points.values())})"
-                draw_line(axis, list(points), list(map(Mean.of, points.values())), label, **style)
+                means = [cell.test_acc.mean() for cell in points.values()]
+                axis.plot([apart * depth for depth in points], means, label=label, **style)
+                axis.scatter(apart * line.depth, line.test_acc, 5, colour, alpha=0.5, linewidths=0)
     draw_chance(axis, chosen.sweep)
     odds_scale(axis)
     log_ticks(axis, sorted(set(chosen.sweep.depth)))
@@ -401,7 +435,7 @@ def accuracy_width(runs):
     chosen = main_sweep(shallow, "width", "train", having=several)
     if chosen is None:
         return None
-    figure, (axis,) = panel(chosen.title, "width (factor on the channels)", "test accuracy (%)")
+    figure, (axis,) = panel(chosen.title, "width (factor on the channels)", ACCURACY)
     widths = chosen.sweep.groupby("train").width.transform("nunique")
     draw_lines(axis, labelled(chosen.sweep[widths > 1]), "width")
     odds_scale(axis)
@@ -424,7 +458,7 @@ def accuracy_parameters(runs):
     chosen = main_sweep(trained, "depth", "width", "train", having=several)
     if chosen is None:
         return None
-    figure, (axis,) = panel(chosen.title, "trained parameters", "test accuracy (%)")
+    figure, (axis,) = panel(chosen.title, "trained parameters", ACCURACY)
     sweep = chosen.sweep
     sweep = sweep.assign(kind=sweep.train.str.replace(r"random:\w+", "random:K", regex=True))
     for kind in sorted(set(sweep.kind), key=rank):
@@ -461,7 +495,7 @@ def learning_curves(runs):
     chosen = choose([item for item in found if len({*item[1].train} - {"none"}) > 1], size)
     if chosen is None:
         return None
-    figure, (axis,) = panel(chosen.title, "epoch", "test accuracy (%)")
+    figure, (axis,) = panel(chosen.title, "epoch", ACCURACY)
     for train in sorted(set(chosen.sweep.train) - {"none"}, key=rank):
         cell, label = of_train(chosen.sweep, train)
         curves = by_epoch(cell, "test_acc")
@@ -635,7 +669,7 @@ def random_params(runs):
     if chosen is None:
         return None
     xlabel = "random entries of each channel that are trained"
-    figure, (axis,) = panel(chosen.title, xlabel, "test accuracy (%)")
+    figure, (axis,) = panel(chosen.title, xlabel, ACCURACY)
     sweep = chosen.sweep
     swept = {train for train in sweep.train if train.startswith("random:") and "+" not in train}
     swept = sorted(swept, key=rank)

@@ -13,11 +13,13 @@ class Entry(NamedTuple):
     make: the function; its docstring is the table's caption.
     command: makes runs that it needs.
     source: what `make` reads: `distinct` runs, each once whichever script made it; those and what
-        has `diverged`, too; `all` runs; or the measurements of `bench`."""
+        has `diverged`, too; `all` runs; or the measurements of `bench`.
+    sizes: whether a figure has all sizes of a data set's images, instead of one."""
 
     make: Callable
     command: str
     source: str = "distinct"
+    sizes: bool = False
 
 
 TABLES: dict[str, Entry] = {}
@@ -30,15 +32,16 @@ def table(command: str, source: str = "distinct") -> Callable:
     return register(TABLES, command, source)
 
 
-def figure(command: str) -> Callable:
+def figure(command: str, sizes: bool = False) -> Callable:
     """Makes a figure of the function below it, which takes the runs of one data set, with images
-    of one size, and returns a figure of matplotlib's, None where the runs do not suffice."""
-    return register(FIGURES, command, "distinct")
+    of one size or of all `sizes`, and returns a figure of matplotlib's, None where the runs do not
+    suffice."""
+    return register(FIGURES, command, "distinct", sizes)
 
 
-def register(entries: dict[str, Entry], command: str, source: str) -> Callable:
+def register(entries: dict[str, Entry], *how) -> Callable:
     def decorator(make: Callable) -> Callable:
-        entries[make.__name__] = Entry(make, command, source)
+        entries[make.__name__] = Entry(make, *how)
         return make
 
     return decorator

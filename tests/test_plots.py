@@ -453,6 +453,26 @@ def test_scaled_images_have_figures_of_their_own_without_published_points(monkey
     assert "Frankle" not in labels["accuracy_depth-cifar10-jpeg-16x16"]
 
 
+def test_all_sizes_of_images_stand_in_one_figure_beside_the_published_points(monkeypatch):
+    for size, depths in (("32x32", (14,)), ("16x16", (14, 32))):
+        for depth in depths:
+            for dataset in ("cifar10-jpeg", "mine"):
+                pretend(0, 50, train="bn", dataset=dataset, image_size=size, depth=depth)
+    for depth in (14, 32):
+        pretend(0, 50, train="bn", depth=depth)
+    drawn = {}
+    monkeypatch.setattr(
+        plots, "save", lambda figure, path, _: drawn.update({path.name: figure.axes[0]})
+    )
+    assert plots.main(["--only", "depth", "--out", "out"]) == 0
+    labels = {name: axis.get_legend_handles_labels()[1] for name, axis in drawn.items()}
+    ours = [f"{size} pixels, 1 epochs (1 seed)" for size in ("16x16", "32x32")]
+    assert labels.pop("depth-mine") == ours
+    (beside,) = labels.values()  # digits have one size, which accuracy_depth shows, and no paper
+    assert beside[:2] == ours
+    assert "Vinod 2020, cifar10" in beside
+
+
 def test_plots_of_a_data_set_without_runs_name_those_that_have_some(capsys):
     pretend(0, 50, train="bn", dataset="wine")
     assert "it has wine" in refusal(capsys, "--dataset", "w\nine")
