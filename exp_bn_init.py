@@ -48,7 +48,7 @@ class DavisFrank(common.Settings):
         record=ALWAYS,
     )
     seed: int = changed("seed", 1, "the records show the MD5-derived one that the authors use")
-    epochs: int | None = changed("epochs", 180)
+    epochs: int | None = changed("epochs", 180, "the schedule scales with it")
     val_fraction: float = changed("val_fraction", 0.1)
     augment: str | None = changed(
         "augment", None, "as ever (default flip; none for digits and MNIST)"

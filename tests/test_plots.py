@@ -336,8 +336,8 @@ def test_why_features_die_is_judged_by_runs_without_weight_decay():
         pretend(seed, 50, train="bn")
         pretend(seed, 50, train="bn", weight_decay=0.0)
     found = verdicts()
-    assert found["share of dead features, without − with decay, depth 14"] == "confirmed"
-    small = found["share of |γ| < 0.01, half of it with decay − without, depth 14"]
+    assert found["share of dead features without decay − with, depth 14"] == "confirmed"
+    small = found["½ · share of |γ| < 0.01 with decay − share without, depth 14"]
     assert small in ("contradicted", "open")
 
 
