@@ -26,7 +26,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from harness import checkpoints, folders, onednn, processes, speed
-from harness.config import Settings, constant
+from harness.config import Noting, Settings, constant
 from harness.dataset import Data, checked, load_torchvision, make_splits, on_device, resize
 from harness.dataset import split_batches
 from harness.entries import put_random_entries
@@ -148,7 +148,10 @@ def make_data(args: Settings, name: str, images, labels, classes=None) -> Data:
         need = "the networks need 8x8: add --image-size 8"
         raise UserError(f"the images of {name} have {width}x{height} pixels, and {need}")
     make_splits(images, labels, args)
-    classes = classes or list(map(str, range(labels["train"].max() + 1)))
+    count = int(labels["train"].max()) + 1
+    classes = list(map(str, range(count) if classes is None else classes))
+    if len(classes) < count:
+        raise UserError(f"the data set {name} has {count} classes: give a name for each")
     return Images(name, classes, on_device(images, args.device), on_device(labels, args.device))
 
 
@@ -237,11 +240,13 @@ def build_model(args: Settings, data: Data, build=network) -> nn.Module:
     speed.prepare(args.device, data.size)  # threads: factorisations round differently on several
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(stream_seed(args.seed, "weights"))
-        model = build(args, data.size, len(data.classes))
+        asked = args if build is network else Noting(args)
+        model = build(asked, data.size, len(data.classes))
     initialise(model, args.seed, args.gamma_init, args.beta_init, args.weight_init)
     model.origin = Origin(args.seed)
     if build is not network and args.arch in DEPTHS:  # --arch names another network than this
         model.origin.name = getattr(build, "__name__", type(model).__name__)
+        model.origin.read = frozenset(asked.read)
     return model.to(args.device, memory_format=torch.channels_last)
 
 
@@ -306,6 +311,8 @@ def freeze(model: nn.Module, train, called: str = "") -> None:
     if callable(train):
         check_name(called)
         chosen = {name for name, module, p in owned(model) if train(name, module, p)}
+        if not chosen:
+            raise UserError(f"the predicate {called!r} chooses none of the network's parameters")
     else:
         chosen, called = names_of(model, train), called or train
     for name, _, parameter in owned(model):
@@ -423,7 +430,13 @@ def train_step(model, x, y, optimizer, args, weight: float = 1) -> torch.Tensor:
 
 
 def loss_of(logits: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
-    return F.cross_entropy(logits, y)
+    try:
+        return F.cross_entropy(logits, y)
+    except IndexError:
+        outputs = f"the network makes {logits.shape[1]} numbers of an image"
+        raise UserError(
+            f"{outputs}, and there are more classes: it has to make one for each"
+        ) from None
 
 
 def forward(model: nn.Module, x: torch.Tensor, args: Settings) -> torch.Tensor:
@@ -488,9 +501,11 @@ def fit(model: nn.Module, data: Data, args: Settings, recipe=recipe, also=None) 
     every epoch, each a column of the records. Raises UserError for a name that is a column's, and
     for what is no number."""
     speed.prepare(args.device, data.size)
-    made = recipe(model, args)
+    used = Noting(args)
+    made = recipe(model, used)
     if not isinstance(made, Recipe):
-        raise UserError(f"a recipe returns common.Recipe or common.scheduled(…), not {made!r:.60}")
+        what = type(made).__name__
+        raise UserError(f"a recipe returns common.Recipe or common.scheduled(…), not a {what}")
     asked, args = args, as_trained(model, args, made)
     name = name_run(args, data.name)
     if args.dry_run:
@@ -507,7 +522,7 @@ def fit(model: nn.Module, data: Data, args: Settings, recipe=recipe, also=None) 
     where = {"device": device_name(args.device), "threads": torch.get_num_threads()}
     where |= {"torch": torch.__version__, "commit": commit()}
     if processes.first():
-        warn_of_unused(asked, model, args.train)
+        warn_of_unused(asked, model, args.train, used.read if made.optimizer else None)
     with Run(args, name, about, where) if processes.first() else nullcontext() as run:
         again = processes.from_first(run and finished_before(run, data))
         if not again:
@@ -522,11 +537,15 @@ def as_trained(model: nn.Module, args: Settings, made: Recipe) -> Settings:
     """The settings as they are true of what is about to be trained, whatever was asked for."""
     truth = {"train": trained_as(model), "processes": processes.processes()}
     if origin(model).name:
-        truth |= {"arch": origin(model).name, "depth": None, "width": None}
+        truth["arch"], read = origin(model).name, origin(model).read
+        if read is None:  # built by the script itself: what was asked for may have had a part in it
+            read = {*args.given, *args.varied}
+        truth |= dict.fromkeys({"depth", "width"} - read)
     if made.optimizer:
         first = made.optimizer.param_groups[0]
         truth["optimizer"] = type(made.optimizer).__name__.lower()
-        truth["schedule"] = made.schedule or type(made.scheduler).__name__
+        own = type(made.scheduler).__name__ if made.scheduler else "constant"
+        truth["schedule"] = made.schedule or own
         known = {"lr": first.get("initial_lr", first["lr"])}
         known |= {key: first[key] for key in ("momentum", "weight_decay") if key in first}
         truth |= {key: float(value) for key, value in known.items()}

@@ -66,7 +66,8 @@ def state(model: nn.Module, frozen: torch.Tensor, optimizer=None, scheduler=None
         "buffers": pack(buffers(model)),
     }
     if optimizer:
-        content |= {"optimizer": optimizer.state_dict(), "scheduler": scheduler.state_dict()}
+        schedule = scheduler.state_dict() if scheduler else {}
+        content |= {"optimizer": optimizer.state_dict(), "scheduler": schedule}
     return content
 
 
@@ -95,7 +96,8 @@ def restore(model: nn.Module, content: dict, optimizer=None, scheduler=None) -> 
         check_moments(content["optimizer"], optimizer)
         schedule = dict(content["scheduler"])
         optimizer.load_state_dict(content["optimizer"])
-        scheduler.load_state_dict(schedule)
+        if scheduler:
+            scheduler.load_state_dict(schedule)
     for name, value in values.items():
         places[name].copy_(value)
 

@@ -19,6 +19,7 @@ import importlib.util
 import json
 import math
 import os
+import re
 import shlex
 import sys
 import time
@@ -60,7 +61,13 @@ def flag(
     record=CHANGED,
     group="experiment",
 ):
-    """A setting that is a flag. `several`: it takes a list of values, all part of one run."""
+    """A setting that is a flag. `several`: it takes a list of values, all part of one run.
+
+    check: makes a value of a word; where there is none, a default that is a number asks for one."""
+    several = several or isinstance(default, list)
+    sample = default[0] if several and default else default
+    if not check and not choices and type(sample) in (int, float):
+        check = number(type(sample), -math.inf)
     described = Flag(help, check, choices, several, metavar, group)
     value = {"default_factory": lambda: list(default)} if several else {"default": default}
     return dataclasses.field(metadata={"flag": described, "record": record}, **value)
@@ -83,11 +90,12 @@ def number(kind, low: float, high: float = math.inf, *, above=False, below=False
     """A check: a finite `kind` from `low` to `high`, without the end itself where `above` or
     `below` says so."""
     what = "a whole number" if kind is int else "a number"
-    what += f" above {low:g}" if above else f" from {low:g}"
+    if math.isfinite(low):
+        what += f" above {low:g}" if above else f" from {low:g}"
     if math.isfinite(high):
         what += " to below " if below else " to "
         what += f"{high:,}" if kind is int else f"{high:g}"
-    elif not above:
+    elif math.isfinite(low) and not above:
         what += " on"
 
     def parse(text: str):
@@ -134,7 +142,7 @@ def augmentation(text: str) -> str:
     chosen = text.split("+")
     if text != "none" and not set(chosen) <= set(AUGMENTATIONS):
         known = ", ".join(AUGMENTATIONS)
-        message = f"{text!r} is not none, or of {known} those to use, joined with +"
+        message = f"{text!r} is neither none nor of {known}, joined with +"
         raise argparse.ArgumentTypeError(message)
     return "+".join(part for part in AUGMENTATIONS if part in chosen) or "none"
 
@@ -366,6 +374,23 @@ class Settings:
         return dataclasses.replace(self, **settings)
 
 
+class Noting:
+    """Settings that note which of them are read: what a network or a recipe of one's own makes of
+    them."""
+
+    def __init__(self, settings: Settings, read: set[str] | None = None):
+        self.settings, self.read = settings, set() if read is None else read
+
+    def __getattr__(self, name: str):
+        if name.startswith("__"):  # what copying and pickling look for
+            raise AttributeError(name)
+        self.read.add(name)
+        return getattr(self.settings, name)
+
+    def but(self, **settings) -> Noting:
+        return Noting(self.settings.but(**settings), self.read)
+
+
 def flags(settings) -> dict[str, Flag]:
     """Every flag of a class of settings, or of one of them, by name, in its order."""
     fields = dataclasses.fields(settings)
@@ -411,7 +436,8 @@ def parser_for(settings: type[Settings] | None, description: str, **options) -> 
             groups[described.group] = parser.add_argument_group(described.group)
         names = ["--" + field.name.replace("_", "-")]
         default = default_of(field)
-        words = {"default": argparse.SUPPRESS, "help": described.help}
+        # argparse formats a help with %: written once or twice, it is one
+        words = {"default": argparse.SUPPRESS, "help": re.sub("%%?", "%%", described.help)}
         if field.name in settings.lists:
             names.append(names[0] + "s")
             default = settings.lists[field.name]
@@ -419,7 +445,7 @@ def parser_for(settings: type[Settings] | None, description: str, **options) -> 
             groups[described.group].add_argument(*names, action="store_true", **words)
             continue
         shown = " ".join(map(str, default)) if isinstance(default, list) else default
-        if default not in (None, math.inf) and "default" not in described.help:
+        if default not in (None, math.inf, "", []) and "default" not in described.help:
             words["help"] += f" (default {shown})".replace("%", "%%")
         if field.name in settings.lists or described.several:
             words["nargs"] = "+"

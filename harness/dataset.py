@@ -66,10 +66,15 @@ def checked(name: str, images, labels) -> tuple[dict, dict]:
 
     images = dict(images) if isinstance(images, dict) else {"train": images}
     labels = dict(labels) if isinstance(labels, dict) else {"train": labels}
-    images = {split: np.asarray(x) for split, x in images.items()}
-    labels = {split: np.asarray(y) for split, y in labels.items()}
+    try:
+        images = {split: np.asarray(x) for split, x in images.items()}
+        labels = {split: np.asarray(y) for split, y in labels.items()}
+    except ValueError:  # as of a tuple of splits
+        refuse("no arrays", "arrays, or dictionaries of them, by split: train and test")
     for split, x in images.items():
         y = labels.get(split, np.empty(0))
+        if x.size == 0:
+            refuse(f"no {split} images", "some")
         if x.ndim != 4 or (x.shape[1] in (1, 3) and x.shape[3] not in (1, 3)):
             refuse(f"{split} images of shape {x.shape}", "(N, height, width, channels)")
         if x.dtype != np.uint8 and (x.dtype.kind not in "iub" or x.min() < 0 or x.max() > 255):
@@ -81,7 +86,9 @@ def checked(name: str, images, labels) -> tuple[dict, dict]:
     for split in images:
         y = labels[split]
         if y.dtype.kind not in "iu" or not np.array_equal(known, np.arange(len(known))):
-            refuse(f"labels {list(known[:5])} …", "0, 1, 2, … without a gap")
+            these = ", ".join(map(str, known[:5]))
+            how = "as np.unique(labels, return_inverse=True)[1] makes them"
+            refuse(f"labels {these} …", f"0, 1, 2, … without a gap, {how}")
         if not np.isin(y, known).all():  # another split need not have them all
             refuse(f"{split} labels from {y.min()} to {y.max()}", f"0 to {known[-1]}, as in train")
     images = {split: x.astype(np.uint8, copy=False) for split, x in images.items()}

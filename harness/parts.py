@@ -26,6 +26,7 @@ class Origin:
 
     seed: int | None = None
     name: str = ""  # of a network of one's own; empty for those of --arch
+    read: frozenset[str] | None = None  # the settings it was made of, if build_model made it
     frozen_for: frozenset[str] = frozenset()  # the names of what `freeze` left trainable,
     called: str = ""  # and what that is called
 
@@ -116,6 +117,7 @@ def words(model: nn.Module) -> dict[str, set[str]]:
     return found | others | {"all": everything, "none": set()}
 
 
+OWN_NORM = " (a normalisation inherits from one of PyTorch's or from harness.norms.ScaleShift)"
 RANDOM = re.compile(r"random:([1-9]\d*|all)")
 
 
@@ -133,6 +135,7 @@ def names_of(model: nn.Module, train: str) -> set[str]:
             raise UserError(
                 f"--train {train}: {word!r} is no part of this network: give of {known}, all-WORD "
                 "and random:K (K = 1, 2, …, all) those to train, joined with +"
+                + ("" if meanings.get("norm") else OWN_NORM)
             )
         else:
             chosen |= meanings[word]

@@ -14,7 +14,7 @@ from harness.dataset import Data
 from harness.errors import Damaged, UserError, taken_apart
 from harness.files import read_checkpoint, write_table
 from harness.parts import norms
-from harness.runs import COLUMNS, Run, is_finite
+from harness.runs import COLUMNS, OWN, Run, is_finite
 from harness.telling import open_board, show
 
 
@@ -97,12 +97,16 @@ class Recorder:
 
 def own_measures(found: dict, args: Settings) -> dict[str, float]:
     """What a script measures by itself. Raises UserError for what cannot be columns."""
-    taken = {*COLUMNS, *(field.name for field in dataclasses.fields(args))}
-    for name, value in found.items() if isinstance(found, dict) else [("", found)]:
+    taken = {*COLUMNS, *OWN, *(field.name for field in dataclasses.fields(args))}
+    if not isinstance(found, dict):
+        raise UserError(f"also= returns a {type(found).__name__}: return numbers by name")
+    for name, value in found.items():
         if name in taken or not isinstance(name, str) or not name:
             raise UserError(f"also= measures {name!r}, which is no name of a new column")
         if not isinstance(value, int | float):
-            raise UserError(f"also= measures {name} as {value!r:.60}: give a number, as by .item()")
+            raise UserError(
+                f"also= measures {name} as a {type(value).__name__}: give a number, as by .item()"
+            )
     return found
 
 

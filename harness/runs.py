@@ -83,7 +83,8 @@ def name_run(args: Settings, dataset: str | None = None) -> Name:
     if args.image_size:
         hashed["image_size"] = args.image_size
     tail = hashlib.sha256(json.dumps(hashed, sort_keys=True).encode()).hexdigest()[:6]
-    network = args.arch if args.depth is None else f"{args.arch}{args.depth}-w{args.width}"
+    network = args.arch + ("" if args.depth is None else str(args.depth))
+    network += "" if args.width is None else f"-w{args.width}"
     trained = file_name(args.train.replace(":", ""), also="+")
     parts = [file_name(network), file_name(columns["dataset"]), trained, f"s{args.seed}", tail]
     return Name("-".join(parts), columns)
@@ -275,8 +276,15 @@ class Run:
 
     def compare(self, found: dict) -> None:
         """Raises Damaged where columns that were found are not this run's; one that was not there
-        is at its default."""
+        is at its default. Raises UserError where the name is this run's, and it was made of another
+        network or other data: it is not to be lost."""
         other = [key for key, value in self.about.items() if key in found and found[key] != value]
+        if other and other[0] in (*COUNTS, *AFTER):
+            was = f"{other[0]} {found[other[0]]} instead of {self.about[other[0]]}"
+            instead = (
+                "give what differs a flag, or another name, or make the run again with --force"
+            )
+            raise UserError(f"{self.csv} was made with {was} under the same name: {instead}")
         if other:
             raise Damaged(f"it is not this run's by its {other[0]}")
 

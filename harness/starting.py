@@ -9,10 +9,10 @@ import sys
 import torch
 
 from harness import processes, runs
-from harness.config import Process, Settings, parse, parser_for, resolve, script_of
+from harness.config import SHARED, Process, Settings, flags, parse, parser_for, resolve, script_of
 from harness.errors import UserError, guarded
 from harness.parts import spelling
-from harness.runs import Outcome
+from harness.runs import COLUMNS, Outcome
 
 
 def grid(args: Settings, **lists) -> list[Settings]:
@@ -27,11 +27,26 @@ def resolved(args: Settings) -> Settings:
     return resolve(args.but(train=spelling(args.train)))
 
 
+def own_flags(settings: type[Settings]) -> list[str]:
+    return [name for name in flags(settings) if name not in SHARED]
+
+
+def check_names(settings: type[Settings]) -> None:
+    """Raises UserError for a flag that is called as something else in the records or the
+    settings."""
+    for name in flags(settings):
+        known = SHARED.get(name)
+        taken = name in (*COLUMNS, "script") or hasattr(Settings, name)
+        if "flag" not in known.metadata if known else taken:
+            raise UserError(f"no flag can be called {name}, which has another meaning")
+
+
 def main(run, settings: type[Settings], description: str, argv: list[str] | None = None) -> int:
     """Runs an experiment as its command line asks: `run(args)`, of settings that are resolved or,
     for a grid, of those that `grid` resolves. Returns the exit code."""
 
     def work() -> int:
+        check_names(settings)
         args = parse(settings, argv, description, Process(script_of(run)))
         if settings.lists:  # under torchrun every process makes runs of its own
             return run(args)
@@ -63,7 +78,12 @@ def main_of(studies: dict[str, tuple], description: str, argv: list[str] | None 
 
 def run_grid(wanted: list[Settings], run) -> tuple[int, list[Outcome]]:
     """Makes each of the `wanted` runs by `run(args)`, as harness.runs.run_grid says, under its
-    seed."""
+    seed. Raises UserError where these leave out values of a list that the command line gave."""
+    for name, values in wanted[0].varied.items() if wanted else ():
+        made = {getattr(args, name) for args in wanted}
+        if name in ("seed", *own_flags(type(wanted[0]))) and not {*values} <= made:
+            lists = f"give the list to common.grid(…, {name}=args.varied[{name!r}])"
+            raise UserError(f"this script makes no runs for all of --{name}s: {lists}")
     return runs.run_grid(wanted, seeded(run))
 
 
@@ -72,7 +92,10 @@ def seeded(run):
 
     def work(args: Settings) -> Outcome:
         torch.manual_seed(args.seed)
-        return run(args)
+        outcome = run(args)
+        if not isinstance(outcome, Outcome):
+            raise UserError("run(args) has to end with: return common.fit(…)")
+        return outcome
 
     return work
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 
 import torch
+from torch import nn
 
 from harness.config import Settings
 from harness.errors import warn
@@ -43,10 +44,23 @@ def summarise(outcome: Outcome, args: Settings) -> None:
         )
 
 
-def warn_of_unused(asked: Settings, model: torch.nn.Module, trained: str) -> None:
-    """Where a script that freezes as it likes was told to train something else."""
-    if "train" in asked.given and asked.train != origin(model).called:
+OF_NETWORKS = "arch depth width".split()
+OF_RECIPES = "optimizer lr momentum weight_decay schedule".split()
+
+
+def warn_of_unused(asked: Settings, model: nn.Module, trained: str, read: set | None) -> None:
+    """Names the flags that were given and have no part in what a script makes of its own: what it
+    freezes, its network, its recipe, of which settings are `read` (None where none is)."""
+    known, unused = origin(model), []
+    if "train" in asked.given and asked.train != known.called:
         warn(f"--train {asked.train} has no part in this script, which trains {trained}")
+    if known.name and known.read is not None:
+        unused += [name for name in OF_NETWORKS if name not in known.read]
+    if read is not None:
+        unused += [name for name in OF_RECIPES if name not in read]
+    for name in unused:
+        if name in asked.given:
+            warn(f"--{name.replace('_', '-')} has no part in this script's network and recipe")
 
 
 def open_board(run: Run, epoch: int):

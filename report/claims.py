@@ -31,6 +31,7 @@ from report.sweeps import (
     matched,
     network_label,
     of_kinds,
+    of_users,
     resnets,
     start_of_any_kind,
     sweeps,
@@ -166,7 +167,8 @@ def findings(runs: pd.DataFrame) -> Iterator[Finding]:
     for title, sweep in sweeps(resnets(usual_start(runs)), "depth", "width", "train"):
         for finding in of_resnets(sweep):
             yield finding.of(title, sweep)
-    for title, sweep in sweeps(at_own_rate(of_kinds(runs)), "norm", "lr", "depth"):
+    kinds = of_kinds(runs[~of_users(runs)])
+    for title, sweep in sweeps(at_own_rate(kinds), "norm", "lr", "depth"):
         for finding in of_norms(sweep):
             yield finding.of(title, sweep)
     decayed = resnets(usual_start(runs)).query("width == 1 and train == 'bn'")

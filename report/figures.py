@@ -297,7 +297,7 @@ def lines_of_depth(runs: pd.DataFrame) -> list[pd.DataFrame]:
 # ----------------------------------------------------------------------------------------- accuracy
 
 
-@figure("exp_depth_width.py --dataset digits --widths 1", sizes=True)
+@figure("exp_depth_width.py --dataset digits --widths 1 --image-size 16", sizes=True)
 def depth(runs):
     """γ and β alone against depth, a line for each size of the images, by the longest recipe that
     has several depths, and what else ran as long as the papers' 160 epochs; open, published."""

@@ -218,20 +218,34 @@ def read_runs(*folders: Path) -> pd.DataFrame:
             if row["status"] == "diverged":
                 leave_out(run.place, "diverged")
             unknown = run.epochs[[c for c in row if c not in (*COLUMNS, *OWN)]]
-            measured |= dict.fromkeys(unknown.columns[unknown.nunique(dropna=False) > 1])
-            measured |= dict.fromkeys(measured_alone(list(row)))
+            own = {*unknown.columns[unknown.nunique(dropna=False) > 1], *measured_alone(list(row))}
+            measured.setdefault(row["experiment"], set()).update(own)
             hours = run.epochs.seconds.sum() / 3600 if "seconds" in row else 0.0
             rows.append(row | {"record": run, "hours": hours})
         if again:
             leave_out(folder, f"{again} of its runs, which have the names of runs before")
     if not rows:
         return pd.DataFrame(columns=["dataset", "status"])
-    runs = pd.DataFrame(rows)
-    last = ["record", "hours", *measured]
+    runs, last = pd.DataFrame(apart(rows, measured)), ["record", "hours"]
+    last += sorted(set(runs) & {name for of_one in measured.values() for name in of_one})
     own = [column for column in runs if column not in (*COLUMNS, *OWN, *last)]
     runs = runs.reindex(columns=[*COLUMNS, *OWN, *own, *last])
     texts = [column for column, default in DEFAULTS.items() if isinstance(default, str)]
     return runs.astype(dict.fromkeys(texts, object)).fillna(DEFAULTS)
+
+
+def apart(rows: list[dict], measured: dict[str, set[str]]) -> list[dict]:
+    """The `rows` in which what one experiment has `measured`, and for another is a setting, has
+    another name, as it then has in `measured`."""
+    settings = {name for row in rows for name in set(row) - measured[row["experiment"]]}
+    called: dict[str, dict[str, str]] = {}
+    for experiment, names in measured.items():
+        called[experiment] = {name: f"{name} (measured)" for name in names & settings}
+        measured[experiment] = names - settings | set(called[experiment].values())
+    return [
+        {called[row["experiment"]].get(name, name): value for name, value in row.items()}
+        for row in rows
+    ]
 
 
 def measured_alone(columns: list[str]) -> list[str]:

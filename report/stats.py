@@ -195,6 +195,8 @@ def judge(cases: list[tuple[Claim, Difference]], level: float = (1 - LEVEL) / 2)
     ):
         if difference.pairs < 2:
             verdicts.append("open (1 seed)")
+        elif difference.pairs < 3 and min(adjusted, against) <= level:  # may be equal by chance
+            verdicts.append("open (2 seeds)")
         elif adjusted <= level:
             verdicts.append("confirmed")
         elif against <= level:

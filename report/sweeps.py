@@ -24,7 +24,7 @@ RECIPE = (
     "val_fraction augment epochs batch_size optimizer lr momentum weight_decay schedule"
     " warmup_epochs"
 ).split()
-METHOD = ["norm", "train", "batch_size"]  # what has a learning rate of its own
+METHOD = ["experiment", "norm", "train", "batch_size"]  # what has a learning rate of its own
 START = {"gamma_init": "uniform", "beta_init": "zeros", "weight_init": "he_normal"}
 OURS = ("bn_only", "random_params", "depth_width", "bn_init", "norms")  # they share their runs
 APART = ("bn_init", "mlp_lenet", "mlp_lenet_tune")  # experiments that have tables of their own
@@ -71,10 +71,14 @@ def usual_start(runs: pd.DataFrame) -> pd.DataFrame:
 
 def start_of_any_kind(runs: pd.DataFrame) -> pd.DataFrame:
     """Those that start so, whatever the normalisation."""
-    ours = runs.experiment == ""
+    return as_published(runs[runs.experiment == ""])
+
+
+def as_published(runs: pd.DataFrame) -> pd.DataFrame:
+    """Those whose γ, β and weights start as the main paper's do."""
     for column, value in START.items():
-        ours &= runs[column] == value
-    return runs[ours]
+        runs = runs[runs[column] == value]
+    return runs
 
 
 def random_sweep(runs: pd.DataFrame) -> pd.Series:
@@ -99,6 +103,10 @@ def sweeps(runs: pd.DataFrame, *varied: str) -> Iterator[tuple[str, pd.DataFrame
     trained, untrained = runs, runs[:0]
     if "train" in varied:
         trained, untrained = runs[runs.train != "none"], runs[runs.train == "none"]
+    # of a network that was left untrained for several numbers of epochs, once for each seed
+    network = [column for column in settings_of(runs) if column not in RECIPE]
+    untrained = untrained.sort_values("epochs", kind="stable")
+    untrained = untrained.drop_duplicates([*network, "seed"], keep="last")
     start = [column for column in shared if column not in RECIPE]
     found = [sweep for _, sweep in trained.groupby(shared, dropna=False)]
     kinds = [tuple(sweep.iloc[0][start].astype(str)) for sweep in found]
@@ -262,9 +270,10 @@ def at_own_rate(runs: pd.DataFrame) -> pd.DataFrame:
 
 def of_kinds(runs: pd.DataFrame) -> pd.DataFrame:
     """ResNets of width 1 of which γ and β alone are trained, of any normalisation, `train` in one
-    word for all: `norm`."""
-    runs = resnets(start_of_any_kind(runs)).query("width == 1 and train in ('bn', 'norm')")
-    return runs.assign(train="norm")
+    word for all: `norm`. A user's experiment, as a copy of exp_norms.py with a kind of its own, has
+    its sweep for itself."""
+    runs = resnets(as_published(runs)).query("width == 1 and train in ('bn', 'norm')")
+    return runs[~runs.experiment.isin(APART)].assign(train="norm")
 
 
 def davis_frank_sweeps(runs: pd.DataFrame) -> Iterator[tuple]:

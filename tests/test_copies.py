@@ -321,7 +321,12 @@ def test_what_a_script_measures_is_never_a_setting(capsys):
 
 @pytest.mark.parametrize(
     "measured, says",
-    [("{'test_acc': 99.0}", "test_acc"), ("{'x': [1]}", "a number"), ("None", "no name")],
+    [
+        ("{'test_acc': 99.0}", "test_acc"),
+        ("{'norm': 1.0}", "norm"),
+        ("{'x': [1]}", "a number"),
+        ("None", "numbers by name"),
+    ],
 )
 def test_what_a_script_cannot_measure_is_one_line(measured, says):
     script("also", ALSO.replace("{MEASURED}", measured))

@@ -128,6 +128,7 @@ def test_every_table_and_figure_is_made(capsys):
         pretend(seed, 50, train="bn", schedule="cosine")
         pretend(seed, 50, train="bn", precision="bf16")
         pretend(seed, 30, train="bn", dataset="digits-blurred")
+        pretend(seed, 30, train="bn", image_size="16x16")
         watched = {"dead": 10.0 + seed, "small_gammas": 1.0}
         pretend(seed, 40, train="bn", weight_decay=0.0, measured=watched)
         pretend(seed, 40, "norms", train="norm", norm="none", params_trained=1120)
@@ -258,6 +259,52 @@ def test_a_rate_that_was_tried_in_deeper_networks_alone_is_drawn_beside_its_kind
     }
 
 
+def test_a_kind_of_a_copied_script_stands_beside_the_others_of_its_own(capsys):
+    for seed in range(3):
+        pretend(seed, 70, "norms", train="norm", norm="none")
+        for kind, accuracy in (("l1", 80), ("none", 70), (None, 90)):
+            train = "norm" if kind else "bn"
+            for lr in (0.1, 0.3):
+                known = {"train": train, "norm": kind, "lr": lr}
+                pretend(seed, 0, "norms_l1", val_fraction=0.2, val_acc=50 * lr, **known)
+            for depth in (14, 32):
+                known = {"train": train, "norm": kind, "lr": 0.3}
+                pretend(seed, accuracy, "norms_l1", depth=depth, **known)
+    assert plots.main(["--only", "norms", "claims", "--out", "out"]) == 0
+    printed = capsys.readouterr().out
+    assert "**norms_l1: digits, " in printed
+    assert "| l1 | 0.3 | 80.0 ± 0.0 (3) | 80.0 ± 0.0 (3) |" in printed
+    assert Path("out/figures/norms-digits.png").exists()
+    assert "bn − l1" not in printed  # the claims are of this collection's own runs
+
+
+def test_what_one_script_measures_and_another_sets_is_told_apart(capsys):
+    for share in (0.5, 0.9):
+        pretend(0, 100 * share, "own", train="bn", share=share)
+    pretend(0, 30, "other", measured={"share": 0.3}, train="bn")
+    assert plots.main(["--only", "accuracy", "--out", "out"]) == 0
+    printed = capsys.readouterr().out
+    assert all(f"bn | ours | {accuracy} (1) |" in printed for accuracy in (50.0, 90.0, 30.0))
+
+
+def test_an_untrained_network_counts_once_for_each_seed(capsys):
+    for epochs, accuracy in ((1, 12.0), (2, 10.0)):
+        path = pretend(0, accuracy, train="none", epochs=epochs)
+        if epochs == 2:
+            table = pd.read_csv(path)
+            pd.concat([table, table.assign(epoch=2)]).to_csv(path, index=False)
+    pretend(0, 90, train="bn")
+    assert plots.main(["--only", "accuracy", "--out", "out"]) == 0
+    assert "| none | ours | 10.0 (1) |" in capsys.readouterr().out
+
+
+def test_two_seeds_that_are_equal_by_chance_decide_nothing():
+    for seed in range(2):
+        for train, accuracy in (("bn", 70), ("random:2", 50)):
+            pretend(seed, accuracy, train=train)
+    assert verdicts()["bn − random:2, depth 14"] == "open (2 seeds)"
+
+
 def test_what_diverged_is_named_and_not_averaged(capsys):
     for seed in range(3):
         none = {"train": "norm", "norm": "none", "depth": 218}
@@ -318,7 +365,7 @@ def test_every_batch_size_has_a_best_rate_of_its_own():
 
 def test_a_short_recipe_has_a_best_rate_of_its_own_where_it_was_tried():
     """Of 160 epochs 0.1 is best, of ten 0.3; forty were not tried, and the longest trial says."""
-    method = {"norm": "bn", "train": "bn", "batch_size": 128, "depth": 14}
+    method = {"experiment": "", "norm": "bn", "train": "bn", "batch_size": 128, "depth": 14}
     table = []
     for lr in (0.1, 0.3):
         for epochs, best in ((160, 0.1), (10, 0.3)):
