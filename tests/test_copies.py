@@ -399,6 +399,23 @@ def test_a_function_passed_through_partial_works():
     assert made("partial", "--depth", 8)[0]["train"] == "beta"
 
 
+def test_the_guide_has_a_script_that_runs_and_a_normalisation_that_is_one(capsys):
+    guide = (HERE / "docs/copying.md").read_text(encoding="utf-8")
+    whole, norm = re.findall(r"```python\n(.*?)```", guide, re.DOTALL)
+    Path("exp_dropout.py").write_text(whole)
+    asked = [*SMALL, "--epochs", 1, "--depth", 8, "--dropout", 0, 0.6, "--seeds", 0, 1]
+    assert forked("exp_dropout.py", *asked).out.count("(2)") == 2
+    assert len(list(Path("results/dropout").glob("with_dropout8-*[0-9a-f].csv"))) == 4
+    assert plots.main(["--only", "accuracy"]) == 0
+    assert "dropout 0.6" in capsys.readouterr().out
+    text = (HERE / "exp_norms.py").read_text(encoding="utf-8")
+    before, main, after = text.partition("def kind(text)")
+    Path("exp_l1.py").write_text(before + norm + "\n\n" + main + after)
+    forked("exp_l1.py", *SMALL, "--epochs", 1, "--depth", 8, "--norm", "bn", "l1")
+    assert plots.main(["--only", "norms"]) == 0
+    assert "| l1 | 0.1 | " in capsys.readouterr().out
+
+
 def test_the_digests_of_our_own_scripts_are_those_that_the_names_count_on():
     """After a change to a script put what is printed here into harness/ours.json."""
     import json
