@@ -439,7 +439,8 @@ def parser_for(settings: type[Settings] | None, description: str, **options) -> 
         # argparse formats a help with %: written once or twice, it is one
         words = {"default": argparse.SUPPRESS, "help": re.sub("%%?", "%%", described.help)}
         if field.name in settings.lists:
-            names.append(names[0] + "s")
+            if not field.name.endswith("s"):
+                names.append(names[0] + "s")
             default = settings.lists[field.name]
         if default is False:
             groups[described.group].add_argument(*names, action="store_true", **words)

@@ -405,6 +405,7 @@ def make(left: list[Settings], total: int, run, there: dict) -> list[str]:
                 if outcome.code:
                     failed.append(f"{name} (diverged)")
                 elif outcome.finished and not quiet:
+                    told = told_in_a_grid(args, outcome.csv.stem)  # a network of one's own has its
                     bar.write(f"{told}: {float(outcome.rows[-1]['test_acc']):.2f} %")
             except Locked as error:
                 if not any(args is other for other in locked):
@@ -425,12 +426,13 @@ def make(left: list[Settings], total: int, run, there: dict) -> list[str]:
     return failed
 
 
-def told_in_a_grid(args: Settings) -> str:
-    """A run's name, and those settings that its grid varies and the name does not show."""
+def told_in_a_grid(args: Settings, name: str = "") -> str:
+    """A run's name, by its settings or as given, and those settings that its grid varies and the
+    name does not show."""
     in_name = ("arch", "depth", "width", "train", "seed")
     varied = [key for key, values in args.varied.items() if len(values) > 1 and key not in in_name]
     told = ", ".join(f"{key} {getattr(args, key)}" for key in varied)
-    name = name_run(args).run
+    name = name or name_run(args).run
     return f"{name} ({told})" if told else name
 
 

@@ -95,8 +95,8 @@ def resnets(runs: pd.DataFrame) -> pd.DataFrame:
 
 def sweeps(runs: pd.DataFrame, *varied: str) -> Iterator[tuple[str, pd.DataFrame]]:
     """The title and the runs of each sweep over the settings `varied`. Where these include `train`,
-    untrained networks (`none`), which have no recipe, stand beside the largest sweep of their
-    kind."""
+    untrained networks (`none`), which have no recipe, stand beside the largest sweep of their kind.
+    Sweeps that a title alone does not tell apart have in it what they differ in."""
     if runs.empty:
         return
     shared = [column for column in settings_of(runs) if column not in varied]
@@ -113,12 +113,16 @@ def sweeps(runs: pd.DataFrame, *varied: str) -> Iterator[tuple[str, pd.DataFrame
     largest: dict[tuple, int] = {}
     for kind, sweep in zip(kinds, found, strict=True):
         largest[kind] = max(largest.get(kind, 0), len(sweep))
-    for kind, sweep in zip(kinds, found, strict=True):
+    titles = [title(sweep, varied) for sweep in found]
+    for kind, sweep, about in zip(kinds, found, titles, strict=True):
+        twins = [other.iloc[0] for other, told in zip(found, titles, strict=True) if told == about]
+        differ = [c for c in shared if len({str(twin[c]) for twin in twins}) > 1]
+        about = ", ".join([about, *(f"{column} {sweep.iloc[0][column]}" for column in differ)])
         if len(untrained) and len(sweep) == largest[kind]:
             first = sweep.iloc[0][start]
             equal = untrained[start].eq(first) | (untrained[start].isna() & first.isna())
             sweep = pd.concat([sweep, untrained[equal.all(axis=1)]])
-        yield title(sweep, varied), sweep
+        yield about, sweep
 
 
 def shared_settings(sweep: pd.DataFrame, *varied: str) -> tuple[str, ...]:

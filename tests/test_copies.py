@@ -404,7 +404,9 @@ def test_the_guide_has_a_script_that_runs_and_a_normalisation_that_is_one(capsys
     whole, norm = re.findall(r"```python\n(.*?)```", guide, re.DOTALL)
     Path("exp_dropout.py").write_text(whole)
     asked = [*SMALL, "--epochs", 1, "--depth", 8, "--dropout", 0, 0.6, "--seeds", 0, 1]
-    assert forked("exp_dropout.py", *asked).out.count("(2)") == 2
+    told = forked("exp_dropout.py", *asked).out
+    assert told.count("(2)") == 2
+    assert "with_dropout8-w1-digits-bn-s1" in told
     assert len(list(Path("results/dropout").glob("with_dropout8-*[0-9a-f].csv"))) == 4
     assert plots.main(["--only", "accuracy"]) == 0
     assert "dropout 0.6" in capsys.readouterr().out

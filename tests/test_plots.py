@@ -287,6 +287,14 @@ def test_what_one_script_measures_and_another_sets_is_told_apart(capsys):
     assert all(f"bn | ours | {accuracy} (1) |" in printed for accuracy in (50.0, 90.0, 30.0))
 
 
+def test_sweeps_with_one_title_say_what_they_differ_in(capsys):
+    for size in ("17x23", "8x8"):
+        pretend(0, 50, "mine", dataset="mine", train="bn", image_size=size)
+    assert plots.main(["--only", "accuracy", "--out", "out"]) == 0
+    printed = capsys.readouterr().out
+    assert all(f", image_size {size}**" in printed for size in ("17x23", "8x8"))
+
+
 def test_an_untrained_network_counts_once_for_each_seed(capsys):
     for epochs, accuracy in ((1, 12.0), (2, 10.0)):
         path = pretend(0, accuracy, train="none", epochs=epochs)
