@@ -96,7 +96,8 @@ def resnets(runs: pd.DataFrame) -> pd.DataFrame:
 def sweeps(runs: pd.DataFrame, *varied: str) -> Iterator[tuple[str, pd.DataFrame]]:
     """The title and the runs of each sweep over the settings `varied`. Where these include `train`,
     untrained networks (`none`), which have no recipe, stand beside the largest sweep of their kind.
-    Sweeps that a title alone does not tell apart have in it what they differ in."""
+    Sweeps that a title alone does not tell apart have in it what they differ in, but for `train`,
+    which a table adds by itself."""
     if runs.empty:
         return
     shared = [column for column in settings_of(runs) if column not in varied]
@@ -116,7 +117,7 @@ def sweeps(runs: pd.DataFrame, *varied: str) -> Iterator[tuple[str, pd.DataFrame
     titles = [title(sweep, varied) for sweep in found]
     for kind, sweep, about in zip(kinds, found, titles, strict=True):
         twins = [other.iloc[0] for other, told in zip(found, titles, strict=True) if told == about]
-        differ = [c for c in shared if len({str(twin[c]) for twin in twins}) > 1]
+        differ = [c for c in shared if len({str(twin[c]) for twin in twins}) > 1 and c != "train"]
         about = ", ".join([about, *(f"{column} {sweep.iloc[0][column]}" for column in differ)])
         if len(untrained) and len(sweep) == largest[kind]:
             first = sweep.iloc[0][start]
