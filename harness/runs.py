@@ -124,7 +124,7 @@ def read_rows(path: Path) -> tuple[list[str], list[dict[str, str]]]:
     reason, where no run can have left it so. A column may be missing, or be one that is not known
     here: another version, or a script of the user's, wrote it."""
     try:
-        with open(path, newline="", encoding="utf-8") as stream:
+        with open(path, newline="", encoding="utf-8-sig") as stream:  # as a spreadsheet saves it
             text = stream.read()
         reader = csv.DictReader(io.StringIO(text, newline=""), strict=True)
         rows, columns = list(reader), list(reader.fieldnames or [])
@@ -387,7 +387,10 @@ def run_grid(runs: list[Settings], run) -> tuple[int, list[Outcome]]:
     for name in failed:
         print(f"failed: {name}", file=sys.stderr)
     outcomes = [there[name_run(args).run] for args in runs]
-    return int(bool(failed)), [outcome for outcome in outcomes if outcome and outcome.finished]
+    finished = [outcome for outcome in outcomes if outcome and outcome.finished]
+    if len(finished) < len(runs):
+        print(f"{len(runs) - len(finished)} of {len(runs)} runs are not in what follows")
+    return int(bool(failed)), finished
 
 
 def make(left: list[Settings], total: int, run, there: dict) -> list[str]:

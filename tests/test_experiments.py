@@ -241,5 +241,6 @@ def test_a_grid_says_what_each_run_reached_and_which_another_makes(capsys):
         exp_depth_width.main([*words, *shape, "--seeds", "0", "1"])
     out = capsys.readouterr().out
     assert f"{path.stem}: another process is making it" in out
+    assert "1 of 2 runs are not in what follows" in out
     (made,) = Path("results").rglob("*[0-9a-f].csv")
     assert f"{made.stem}: {float(rows(made)[-1]['test_acc']):.2f} %" in out

@@ -398,6 +398,18 @@ def test_a_csv_that_is_damaged_is_named_and_never_used(change, says, capsys):
     assert says in err
 
 
+def test_a_csv_that_a_spreadsheet_has_saved_is_still_the_runs(capsys):
+    assert run() == 0
+    path = the_csv()
+    path.write_text(path.read_text(), encoding="utf-8-sig")
+    content = path.read_bytes()
+    assert run() == 0
+    assert path.read_bytes() == content
+    capsys.readouterr()
+    assert plots.main(["--only", "accuracy"]) == 0
+    assert not capsys.readouterr().err
+
+
 def test_a_table_beside_a_run_that_is_damaged_is_named(capsys):
     assert run("--epochs", 1) == run("--epochs", 1, "--train", "all") == 0
     for i, path in enumerate(sorted(Path("results").rglob("*.gz"))):
