@@ -27,8 +27,8 @@ from torch import nn
 
 from harness import checkpoints, folders, onednn, processes, speed
 from harness.config import Noting, Settings, constant
-from harness.dataset import Data, checked, load_torchvision, make_splits, on_device, resize
-from harness.dataset import split_batches
+from harness.dataset import TORCHVISION, Data, checked, load_torchvision, make_splits, on_device
+from harness.dataset import resize, split_batches
 from harness.entries import put_random_entries
 from harness.errors import UserError
 from harness.estimate import plan
@@ -129,6 +129,8 @@ def load_data(args: Settings) -> Data:
             )
         elif args.dataset == "digits":
             images, labels, classes = load_digits()
+        elif args.dataset not in TORCHVISION:
+            raise UserError(f"there is no data set {args.dataset}: make_data makes one of arrays")
         else:
             images, labels, classes = load_torchvision(args.dataset, Path(args.data or "data"))
         return make_data(args, dataset_name(args), images, labels, classes)

@@ -37,6 +37,7 @@ from harness.speed import has_bf16
 GRAY = np.array([0.299, 0.587, 0.114])  # ITU-R BT.601, as Pillow has it
 HERE = Path(__file__).parent
 DATASETS = ("digits", *TORCHVISION, "imagefolder", "imagenet")
+TABLES = ("breast_cancer", "wine", "csv")
 
 
 @dataclass
@@ -187,6 +188,9 @@ def read_data(
     load_data = getattr(trained.script, "load_data", common.load_data)
     if dataset not in DATASETS and load_data is common.load_data:
         why = "was trained on images; a table is for networks of exp_mlp_lenet.py"
+        if dataset not in TABLES:
+            known = ", ".join(DATASETS)
+            why = f"asks for one of {known}, for an image, or for load_data(args) in its script"
         raise UserError(f"--dataset {dataset}: {trained.path} {why}")
     size = trained.data.size
     if len(size) < 3:
@@ -369,8 +373,9 @@ def main(argv=None) -> int:
     parser = Parser(description=__doc__, formatter_class=layout, allow_abbrev=False)
     add = parser.add_argument
     add("files", nargs="+", metavar="FILE", help="checkpoints (.pt), and images")
-    known = [*DATASETS, "breast_cancer", "wine", "csv"]
-    add("--dataset", choices=known, help="print the accuracy on its test images")
+    known = ", ".join((*DATASETS, *TABLES))
+    of_scripts = "or what load_data(args) in the network's script takes"
+    add("--dataset", help=f"print the accuracy on its test images: {known}, {of_scripts}")
     add("--data", metavar="FOLDER", help="where it is (default data)")
     add(
         "--target",

@@ -2,7 +2,8 @@
 
 from pathlib import Path
 
-from tests.helpers import HERE, run, rows, arguments
+from tests.helpers import HERE, arguments, forked, rows, run
+from tests.test_copies import script
 import numpy as np
 import pytest
 import torch
@@ -17,19 +18,19 @@ import predict
 
 
 @pytest.mark.parametrize(
-    "script, words",
+    "experiment, words",
     [
         (exp_bn_init, "davis_frank --network cifar_resnet14 --input-norm bn --seeds 1"),
         (exp_mlp_lenet, "--hidden 32 --dataset wine"),
         (exp_mlp_lenet, "--arch lenet5 --image-size 12"),
     ],
 )
-def test_predict_knows_the_networks_of_every_experiment(script, words, capsys):
+def test_predict_knows_the_networks_of_every_experiment(experiment, words, capsys):
     shared = "--dataset digits --epochs 2 --batch-size 50 --precision fp32 --quiet".split()
     assert (
-        script.main(
+        experiment.main(
             [*words.split()[:1], *shared, *words.split()[1:]]
-            if script is exp_bn_init
+            if experiment is exp_bn_init
             else [*shared, *words.split()]
         )
         == 0
@@ -40,6 +41,37 @@ def test_predict_knows_the_networks_of_every_experiment(script, words, capsys):
     out = capsys.readouterr().out
     for path in Path("results").rglob("*[0-9a-f].csv"):
         assert f"{path.stem}: {float(rows(path)[-1]['test_acc']):.2f} %" in out
+
+
+OWN_DATA = """
+@dataclass
+class Settings(common.Settings):
+    dataset: str = "mine"
+
+def load_data(args):
+    pixels = torch.randint(256, (60, 8, 8, 1), generator=torch.Generator().manual_seed(0))
+    return common.make_data(args, "mine", pixels.byte().numpy(), list(range(3)) * 20)
+
+def run(args):
+    data = load_data(args)
+    model = common.build_model(args, data)
+    common.freeze(model, args.train)
+    return common.fit(model, data, args)
+"""
+
+
+def test_a_data_set_of_a_scripts_own_is_found_by_its_load_data(capsys):
+    script("mine", OWN_DATA)
+    forked("exp_mine.py", "--epochs", 1, "--depth", 8, "--device", "cpu", "--quiet")
+    (path,) = Path("checkpoints/mine").glob("*.pt")
+    (csv,) = Path("results/mine").glob("*[0-9a-f].csv")
+    assert predict.main([str(path), "--dataset", "mine", "--device", "cpu"]) == 0
+    assert f"{float(rows(csv)[-1]['test_acc']):.2f} % of 12 test images" in capsys.readouterr().out
+    assert run("--epochs", 1) == 0
+    (other,) = Path("checkpoints/bn_only").glob("*.pt")
+    capsys.readouterr()
+    assert predict.main([str(other), "--dataset", "mine"]) == 2
+    assert "load_data(args) in its script" in capsys.readouterr().err
 
 
 def test_a_network_of_bf16_opens_where_there_is_none(monkeypatch, capsys):
