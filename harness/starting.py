@@ -27,10 +27,6 @@ def resolved(args: Settings) -> Settings:
     return resolve(args.but(train=spelling(args.train)))
 
 
-def own_flags(settings: type[Settings]) -> list[str]:
-    return [name for name in flags(settings) if name not in SHARED]
-
-
 def check_names(settings: type[Settings]) -> None:
     """Raises UserError for a flag that is called as something else in the records or the
     settings."""
@@ -81,7 +77,7 @@ def run_grid(wanted: list[Settings], run) -> tuple[int, list[Outcome]]:
     seed. Raises UserError where these leave out values of a list that the command line gave."""
     for name, values in wanted[0].varied.items() if wanted else ():
         made = {getattr(args, name) for args in wanted}
-        if name in ("seed", *own_flags(type(wanted[0]))) and len(made) < len({*values}):
+        if (name == "seed" or name not in SHARED) and len(made) < len({*values}):
             lists = f"give the list to common.grid(…, {name}=args.varied[{name!r}])"
             raise UserError(f"this script makes no runs for all of --{name}s: {lists}")
     return runs.run_grid(wanted, seeded(run))

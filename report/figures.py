@@ -302,7 +302,6 @@ def depth(runs):
     """γ and β alone against depth, a line for each size of the images, by the longest recipe that
     has several depths, and what else ran as long as the papers' 160 epochs; open, published."""
     narrow = resnets(usual_start(runs)).query("width == 1 and train == 'bn'")
-    narrow = narrow[~of_users(narrow)]
     papers = published(runs.dataset.iloc[0]).query("arch == 'resnet' and width == 1")
     papers = papers[papers.train == "bn"]
     if narrow.depth.nunique() < 2 or (papers.empty and narrow.image_size.nunique() < 2):

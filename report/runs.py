@@ -227,7 +227,7 @@ def read_runs(*folders: Path) -> pd.DataFrame:
     if not rows:
         return pd.DataFrame(columns=["dataset", "status"])
     runs, last = pd.DataFrame(apart(rows, measured)), ["record", "hours"]
-    last += sorted(set(runs) & {name for of_one in measured.values() for name in of_one})
+    last += sorted(set().union(*measured.values()))
     own = [column for column in runs if column not in (*COLUMNS, *OWN, *last)]
     runs = runs.reindex(columns=[*COLUMNS, *OWN, *own, *last])
     texts = [column for column, default in DEFAULTS.items() if isinstance(default, str)]
