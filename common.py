@@ -582,7 +582,7 @@ def train(model, data, args, made: Recipe, run: Run | None, also=None) -> None:
                 scheduler.step()
             accuracy = f"test {measured['test_acc']:.1f} %"
             bar.set_postfix_str(accuracy, refresh=False)
-            tell(f"epoch {epoch}/{args.epochs}, {accuracy}")
+            tell(f"epoch {epoch}/{args.epochs}, {accuracy}", share=1 / args.epochs)
             seconds = time.perf_counter() - began
             recorder.record(epoch, measured, seconds, optimizer, scheduler)
             if not is_finite(measured) or processes.from_first(out_of_time(args)):

@@ -425,7 +425,7 @@ def make(left: list[Settings], total: int, run, there: dict) -> list[str]:
             if out_of_time(args) and args is not left[-1]:
                 print("stopped at the time limit: the same command goes on from here")
                 break
-            bar.update()
+            bar.end_run()
     return failed
 
 

@@ -464,7 +464,7 @@ def accuracy_parameters(runs):
         of_kind = sweep[sweep.kind == kind]
         points = [cell for _, cell in cells(of_kind, "train", "depth", "width")]
         counts = [cell.params_trained.iloc[0] for cell in points]
-        label = f"{kind} ({seeds(of_kind)})"
+        label = f"{kind} ({seeds(*points)})"
         style = look(kind) | {"linestyle": "none", "elinewidth": 0.6}
         means, sds = error_bars(points)
         axis.errorbar(counts, means, sds, label=label, **style)

@@ -25,6 +25,7 @@ from filelock import FileLock
 from PIL import Image
 
 import common
+from harness import progress
 from harness import runs as records
 from harness.config import Process, parse
 import exp_bn_init
@@ -244,3 +245,20 @@ def test_a_grid_says_what_each_run_reached_and_which_another_makes(capsys):
     assert "1 of 2 runs are not in what follows" in out
     (made,) = Path("results").rglob("*[0-9a-f].csv")
     assert f"{made.stem}: {float(rows(made)[-1]['test_acc']):.2f} %" in out
+
+
+def test_a_grid_tells_the_time_left_from_the_first_epoch_on(capsys, monkeypatch):
+    """And goes by the epochs made here: of the second run six in ten were there."""
+    monkeypatch.setattr(progress, "how_often", lambda: 0)
+    with progress.grid_bar(total=2) as bar:
+        progress.tell("epoch 1/10", share=0.1)
+        drawn = capsys.readouterr().err
+        for _ in range(9):
+            progress.tell("epoch", share=0.1)
+        bar.end_run()
+        for _ in range(4):
+            progress.tell("epoch", share=0.1)
+        bar.end_run()
+    assert re.search(r"0\.1/2 runs \[00:0\d<00:\d\d, epoch 1/10\]", drawn)
+    assert "2.0/2 runs" in capsys.readouterr().err
+    assert bar.n - bar.initial == pytest.approx(1.4)
