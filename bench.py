@@ -327,7 +327,7 @@ def start(args: Settings, parts, began: float) -> dict:
     return {"start_s": time.time() - began}
 
 
-KINDS = {
+OPERATORS = {
     "convolution": ("conv",),
     "BatchNorm": ("batch_norm", "NativeBatchNorm"),
     "ReLU": ("clamp_min", "threshold", "relu"),
@@ -348,7 +348,7 @@ KINDS = {
 
 
 def kind_of(operator: str) -> str:
-    for kind, names in KINDS.items():
+    for kind, names in OPERATORS.items():
         if any(name in operator for name in names):
             return kind
     return "else"
@@ -359,7 +359,7 @@ def shares(args: Settings, parts) -> dict:
     os.environ.setdefault("KINETO_LOG_LEVEL", "99")  # which is read at the import
     from torch.profiler import ProfilerActivity, profile
 
-    cuda, loop, spent = args.device.type == "cuda", build(args, parts), dict.fromkeys(KINDS, 0)
+    cuda, loop, spent = args.device.type == "cuda", build(args, parts), dict.fromkeys(OPERATORS, 0)
     loop.train(batches=5)
     activities = [ProfilerActivity.CPU, ProfilerActivity.CUDA] if cuda else [ProfilerActivity.CPU]
     with profile(activities=activities) as profiler:
@@ -506,7 +506,7 @@ def compare(args: Settings, threads: int) -> list[dict]:
     for variant, times in started.items():
         took = median(times, "start_s")
         rows.append({"variant": f"start-up, {variant}", "processes": 1, "start_s": took})
-    for kind in KINDS:
+    for kind in OPERATORS:
         share = median(kinds, kind)
         rows.append({"variant": f"of a step: {kind}", "processes": 1, "share_of_step": share})
     return rows
@@ -562,7 +562,7 @@ def kinds_of_norm(args: Settings, threads: int) -> list[dict]:
     return rows
 
 
-def beside(args: Settings, threads: int) -> list[dict]:
+def beside(args: Settings) -> list[dict]:
     """A row per neighbours: all parts of the loop, with the threads that a run takes by itself.
     Where these are several, once with the number of rounds that they spin before they sleep as
     harness/__init__.py sets it, and once with libgomp's own."""

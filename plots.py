@@ -97,7 +97,9 @@ def write_table(
     if holds(parts, Mean):
         means = ", mean ± sample standard deviation (number of seeds)"
     if holds(parts, Difference):
-        differences = "; differences over paired seeds with their 95 % interval"
+        differences = (
+            "; in brackets 95 % intervals over seeds, of differences over pairs of equal seed"
+        )
     about = caption(name, TABLES).rstrip(".")
     paragraphs = [f"{about}{means}{differences}."]
     for part in parts:
@@ -189,7 +191,7 @@ def parser() -> Parser:
         "--pack",
         type=Path,
         metavar="FOLDER",
-        help="write the runs as a few tidy tables to this folder, and nothing else",
+        help="write the runs as a few tidy tables to this folder, all of them and nothing else",
     )
     p.add_argument(
         "--out",
@@ -205,6 +207,8 @@ def parser() -> Parser:
 def main(argv=None) -> int:
     def work() -> int:
         args = parser().parse_args(argv)
+        if args.pack and (args.dataset or args.only or args.format != FORMATS):
+            raise UserError("--pack writes all runs: leave out --dataset, --only and --format")
         folders = [args.results, *args.others]
         check("--results", args.results)
         for folder in args.others:
@@ -248,8 +252,9 @@ def of_dataset(args, runs: pd.DataFrame) -> pd.DataFrame:
     names = sorted(runs.dataset.unique())
     if args.dataset not in names:
         there = ", ".join(names) or "none at all"
-        missing = f"{args.results} has no finished run of the data set {args.dataset}"
-        raise UserError(f"{missing}: it has {there}")
+        folders = " ".join(map(str, [args.results, *args.others]))
+        missing = f"no finished run in {folders} is of the data set {args.dataset}"
+        raise UserError(f"{missing}: there are {there}")
     return runs[runs.dataset == args.dataset]
 
 
@@ -269,7 +274,7 @@ def tell_of_precision(args, runs: pd.DataFrame) -> None:
 def make(args, runs: pd.DataFrame, measured: pd.DataFrame) -> None:
     """Makes the tables, then the figures, that were asked for, and names those without runs."""
     averaged = runs[runs.status != "diverged"]
-    sources = {"distinct": distinct(averaged), "all": averaged, "bench": measured}
+    sources = {"distinct": distinct(averaged), "all": runs, "bench": measured}
     sources["diverged"] = distinct(runs)
     drawn = sources["distinct"].map(without_formulas)
     formats, made = set(args.format), []

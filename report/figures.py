@@ -22,7 +22,7 @@ import pandas as pd
 
 from report.features import DEAD, SMALL
 from report.registry import figure
-from report.stats import Mean
+from report.stats import Mean, number_of_seeds
 from report.sweeps import (
     START,
     TRAIN,
@@ -40,6 +40,7 @@ from report.sweeps import (
     rank,
     resnets,
     scaled_to,
+    settings_of,
     shared_settings,
     sweeps,
     usual_start,
@@ -200,14 +201,7 @@ def seeds(*cells: pd.DataFrame) -> str:
     """The number of seeds of `cells`, as a legend shows it."""
     numbers = [cell.seed.nunique() for cell in cells]
     fewest, most = min(numbers), max(numbers)
-    number = f"{fewest}–{most}" if most > fewest else f"{most}"
-    return f"{number} seed" if most == 1 else f"{number} seeds"
-
-
-def of_train(sweep: pd.DataFrame, train: str) -> tuple[pd.DataFrame, str]:
-    """The runs that trained this, and what a legend says of them."""
-    cell = sweep[sweep.train == train]
-    return cell, f"{train} ({seeds(cell)})"
+    return f"{fewest}–{most} seeds" if most > fewest else number_of_seeds(most)
 
 
 # ----------------------------------------------------------------------------- what is drawn of it
@@ -260,14 +254,14 @@ def by_epoch(runs: pd.DataFrame, column: str) -> pd.DataFrame:
     return pd.concat([run.epochs.set_index("epoch")[column] for run in runs.record], axis=1)
 
 
-def learned(runs: pd.DataFrame) -> tuple[Chosen, dict[str, list[pd.DataFrame]]] | None:
-    """The deepest network of which γ and β alone and everything were trained, and what it learned
-    by what was trained: tables of its channels."""
+def learned(runs: pd.DataFrame) -> tuple[str, dict[str, list[pd.DataFrame]]] | None:
+    """Of the deepest network of which γ and β alone and everything were trained a title, and what
+    it learned by what was trained: a table of its channels for each seed."""
     chosen = deepest(runs, "bn", "all")
     if chosen is None:
         return None
     channels = {train: tables_of(cell, "channels") for train, cell in cells(chosen.sweep, "train")}
-    return (chosen, channels) if channels["bn"] and channels["all"] else None
+    return (chosen.title, channels) if channels["bn"] and channels["all"] else None
 
 
 def line_size(sweep: pd.DataFrame) -> tuple:
@@ -341,7 +335,11 @@ def accuracy_depth(runs):
     first = sweep.iloc[0]
     papers = published_beside(first).query("arch == 'resnet' and width == 1")
     ours = [line for line in lines if not of_users(line).all()]
-    others = dict(pair for line in ours for pair in beside(runs, line))
+    others = {}
+    for line in ours:
+        for label, of_label in beside(runs, line):
+            for depth, cell in cells(of_label, "depth"):
+                others[label if math.isnan(depth) else f"{label}, depth {depth:g}"] = cell
     if sweep.depth.nunique() < 2 and papers.empty and not others:
         return None
     about, lengths = [first.dataset, scaled_to(first)], sweep[sweep.train != "none"].epochs
@@ -370,12 +368,15 @@ def accuracy_depth(runs):
 
 
 def longer_runs(runs: pd.DataFrame, drawn: pd.DataFrame) -> Iterator[tuple[str, pd.DataFrame]]:
-    """Runs of the main paper's length of what is drawn by a shorter recipe."""
+    """Runs of the main paper's length of what is drawn by a recipe that is else the same."""
     full = usual_start(runs)
     for train, cell in cells(full[full.epochs == 160], "train"):
         lines = drawn[(drawn.train == train) & ~of_users(drawn)]
         if len(lines) and train != "none" and lines.epochs.max() < 160:
-            yield f"{train}, 160 epochs ({seeds(cell)})", cell
+            shared = [c for c in settings_of(runs) if c not in ("epochs", "depth", "experiment")]
+            same = cell[shared].astype(str).eq(lines[shared].astype(str).iloc[0]).all(axis=1)
+            if same.any():
+                yield f"{train}, 160 epochs ({seeds(cell[same])})", cell[same]
 
 
 @figure("exp_norms.py --dataset digits --lr 0.03 0.1 0.3 --val-fraction 0.2 --seeds 0 1 2")
@@ -496,10 +497,10 @@ def learning_curves(runs):
         return None
     figure, (axis,) = panel(chosen.title, "epoch", ACCURACY)
     for train in sorted(set(chosen.sweep.train) - {"none"}, key=rank):
-        cell, label = of_train(chosen.sweep, train)
+        cell = chosen.sweep[chosen.sweep.train == train]
         curves = by_epoch(cell, "test_acc")
-        style = look(train) | {"marker": ""}
-        draw_line(axis, curves.index, Mean.of_rows(curves), label, **style)
+        style = look(train) | {"marker": "", "label": f"{train} ({seeds(cell)})"}
+        draw_line(axis, curves.index, Mean.of_rows(curves), **style)
     odds_scale(axis)
     legend_below(axis)
     return figure
@@ -514,22 +515,23 @@ def gamma_beta(runs):
     found = learned(runs)
     if found is None:
         return None
-    (title, sweep), channels = found
+    title, channels = found
     figure, axes = panel(title, "", "channels (%)", columns=2)
     for axis, which, letter in zip(axes, ("gamma", "beta"), "γβ", strict=True):
         values = {train: pd.concat(channels[train])[which] for train in ("bn", "all")}
         both = pd.concat(values.values())
         low, high = both.quantile(0.002), both.quantile(0.998)
         for train, value in values.items():
-            draw_histogram(axis, value, 50, low, high, **histogram_look(sweep, train))
+            style = histogram_look(train, len(channels[train]))
+            draw_histogram(axis, value, 50, low, high, **style)
         axis.set(xlabel=letter)
     legend_below(axes[0])
     return figure
 
 
-def histogram_look(sweep: pd.DataFrame, train: str) -> dict:
+def histogram_look(train: str, number: int) -> dict:
     dashes = {"bn": "-", "all": "--"}.get(train, ":")
-    _, label = of_train(sweep, train)
+    label = f"{train} ({number_of_seeds(number)})"
     return {"color": look(train)["color"], "linestyle": dashes, "label": label}
 
 
@@ -539,18 +541,18 @@ def small_gammas(runs):
     found = learned(runs)
     if found is None:
         return None
-    (title, sweep), channels = found
+    title, channels = found
     xlabel = "place among the BatchNorm layers, from the input on (%)"
     figure, (axis,) = panel(title, xlabel, "share of |γ| < 0.01 (%)")
     for train, dashes in (("bn", "-"), ("all", "--")):
         shares = []
         for table in channels[train]:
-            small = table.gamma.abs() < 0.01
+            small = table.gamma.abs() < SMALL
             place = pd.factorize(table.layer)[0]  # of the layer, from the input on
             tenth = 10 * place // (place.max() + 1)
             shares.append(100 * small.groupby(tenth).mean())
         shares = pd.concat(shares, axis=1)
-        _, label = of_train(sweep, train)
+        label = f"{train} ({number_of_seeds(len(channels[train]))})"
         style = look(train) | {"linestyle": dashes}
         draw_line(axis, 10 * shares.index + 5, Mean.of_rows(shares), label, **style)
     axis.set(ylim=(0, None))
@@ -566,15 +568,15 @@ def living_gammas(runs):
     chosen = deepest(runs, "bn")
     if chosen is None:
         return None
-    cell, trained = of_train(chosen.sweep, "bn")
-    channels = tables_of(cell, "channels")
+    channels = tables_of(chosen.sweep[chosen.sweep.train == "bn"], "channels")
     if not channels:
         return None
     features = pd.concat(channels).dropna(subset="active")
     dead = features.active < DEAD
     figure, (axis,) = panel(chosen.title, "|γ|", "features (%)")
+    made = number_of_seeds(len(channels))
     parts = (
-        (f"at the start, {trained}", features.gamma_init, "#888888", ":"),
+        (f"at the start, bn ({made})", features.gamma_init, "#888888", ":"),
         (f"living, {100 * (1 - dead.mean()):.0f} %", features.gamma[~dead], PALETTE[8], "-"),
         (f"dead, {100 * dead.mean():.0f} %", features.gamma[dead], PALETTE[4], "--"),
     )
@@ -625,9 +627,10 @@ def pruning(runs):
     figure, (axis,) = panel(chosen.title, "threshold on |γ|", "change of test accuracy (points)")
     shown = {"bn", "all", "bn+output", "gamma"} & set(chosen.sweep.train)
     for train in sorted(shown, key=rank):
-        cell, label = of_train(chosen.sweep, train)
+        cell = chosen.sweep[chosen.sweep.train == train]
         tables = [table.set_index("threshold").test_acc for table in tables_of(cell, "pruning")]
         if tables:
+            label = f"{train} ({number_of_seeds(len(tables))})"
             accuracies = pd.concat(tables, axis=1)
             changes = (accuracies - accuracies.iloc[0]).iloc[1:]
             x = range(len(changes))
@@ -644,12 +647,13 @@ def relu_active(runs):
     found = learned(runs)
     if found is None:
         return None
-    (title, sweep), channels = found
+    title, channels = found
     figure, (axis,) = panel(title, "share of test activations above zero (%)", "channels (%)")
     for train in ("all", "bn", "none"):
         if channels.get(train):
             active = 100 * pd.concat(channels[train]).active.dropna()
-            draw_histogram(axis, active, 40, 0, 100, **histogram_look(sweep, train))
+            style = histogram_look(train, len(channels[train]))
+            draw_histogram(axis, active, 40, 0, 100, **style)
     legend_below(axis, 3)
     return figure
 
@@ -674,7 +678,7 @@ def random_params(runs):
     swept = sorted(swept, key=rank)
     in_order = [sweep[sweep.train == train] for train in swept]
     means = [Mean.of(cell) for cell in in_order]
-    label = f"random:K ({seeds(in_order[0])})"
+    label = f"random:K ({seeds(*in_order)})"
     draw_line(axis, range(len(swept)), means, label, **look("random"))
     bn = sweep[sweep.train == "bn"]
     if len(bn):

@@ -50,6 +50,7 @@ USUAL = {  # the settings of the main paper, which a title need not say
 # What a run has where its CSV does not say; a number without a default is NaN.
 DEFAULTS = USUAL | {"augment": "none"}
 DEFAULTS |= dict.fromkeys(("arch", "precision", "device", "torch", "commit"), "")
+NATIVE = {"digits": "8x8", "mnist": "28x28", "fashion_mnist": "28x28", "cifar10": "32x32"}
 
 
 def leave_out(path: Path | str, why: str | Exception) -> None:
@@ -231,7 +232,16 @@ def read_runs(*folders: Path) -> pd.DataFrame:
     own = [column for column in runs if column not in (*COLUMNS, *OWN, *last)]
     runs = runs.reindex(columns=[*COLUMNS, *OWN, *own, *last])
     texts = [column for column, default in DEFAULTS.items() if isinstance(default, str)]
-    return runs.astype(dict.fromkeys(texts, object)).fillna(DEFAULTS)
+    runs = runs.astype(dict.fromkeys(texts, object)).fillna(DEFAULTS)
+    return runs.assign(image_size=runs.image_size.fillna(runs.dataset.map(native_size)))
+
+
+def native_size(dataset: str) -> str:
+    """Of a data set's images, or of those of which it is a variant; empty where it is not known."""
+    for name, size in NATIVE.items():
+        if dataset == name or dataset.startswith(f"{name}-"):
+            return size
+    return ""
 
 
 def apart(rows: list[dict], measured: dict[str, set[str]]) -> list[dict]:

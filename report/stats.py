@@ -38,6 +38,8 @@ class Mean(NamedTuple):
         return [cls(mean, sd, table.shape[1]) for mean, sd in rows]
 
     def __str__(self):
+        if not self.seeds:
+            return ""
         spread = f" ± {self.sd:.1f}" if self.seeds > 1 else ""
         return f"{self.mean:.1f}{spread} ({self.seeds})"
 
@@ -77,7 +79,7 @@ def signed(value: float, digits: int) -> str:
 # ------------------------------------------------------------------------------------- differences
 
 
-def accuracy(run) -> float:
+def test_accuracy(run) -> float:
     return run.test_acc
 
 
@@ -93,13 +95,19 @@ def by_seed(runs: pd.DataFrame | None, value: Callable) -> pd.Series:
     return runs.set_index("seed").apply(value, axis=1).astype(float).dropna()
 
 
+def differences(
+    a: pd.DataFrame | None, b: pd.DataFrame | None, value: Callable = test_accuracy
+) -> pd.Series:
+    """`value` of the runs `a` minus that of the runs `b`, for each seed that both have."""
+    return (by_seed(a, value) - by_seed(b, value)).dropna()
+
+
 def paired(
-    a: pd.DataFrame | None, b: pd.DataFrame | None, value: Callable = accuracy
+    a: pd.DataFrame | None, b: pd.DataFrame | None, value: Callable = test_accuracy
 ) -> Difference | None:
-    """`value` of the runs `a` minus that of the runs `b`, over the seeds that both have; None where
-    there is no such seed."""
-    differences = (by_seed(a, value) - by_seed(b, value)).dropna()
-    return Difference.of(differences) if len(differences) else None
+    """The `differences` over seeds; None where no seed is in both."""
+    found = differences(a, b, value)
+    return Difference.of(found) if len(found) else None
 
 
 def one_sample(runs: pd.DataFrame | None, value: Callable) -> Difference | None:
@@ -111,7 +119,7 @@ def one_sample(runs: pd.DataFrame | None, value: Callable) -> Difference | None:
 def p_values(a: pd.DataFrame, b: pd.DataFrame) -> tuple[float, float]:
     """Of the paired t-tests that the runs `a` are more accurate than the runs `b`, one-sided, and
     that they differ, two-sided; NaN of fewer than three pairs."""
-    accuracies = [by_seed(runs, accuracy) for runs in (a, b)]
+    accuracies = [by_seed(runs, test_accuracy) for runs in (a, b)]
     pairs = pd.concat(accuracies, axis=1, join="inner")
     if len(pairs) < 3:
         return math.nan, math.nan
@@ -132,33 +140,50 @@ def comparisons(number: int) -> str:
 # ---------------------------------------------------------------------------------------- verdicts
 
 
+ONE_SIDE = (1 - LEVEL) / 2  # of a two-sided interval: the level of a one-sided test
+
+
 class Claim(NamedTuple):
-    """What is claimed of a difference: that it is above zero; or, with a margin, that it is at most
-    so far away from zero. Both are judged by two one-sided tests at 2.5 % each, which is to say by
-    the side of zero on which its 95 % interval lies, or by whether this lies within ±margin or
-    wholly outside."""
+    """What is claimed of a difference: that it is above zero; or, with a `margin`, that it is at
+    most so far away from zero. Both are judged by two one-sided tests at 2.5 % each, which is to
+    say by the side of zero on which its 95 % interval lies, or by whether this lies within ±margin
+    or wholly outside.
+
+    decides: networks that are not quite equal can speak `for` the claim alone, or `against` it
+    alone; level: of the test that speaks for it, where it is another."""
 
     margin: float | None = None
+    decides: str = "both"
+    level: float = ONE_SIDE
 
     def p_values(self, difference: Difference) -> tuple[float, float]:
-        """Of what speaks for the claim, and of what speaks against it; NaN of one pair."""
+        """Of what speaks for the claim, and of what speaks against it; NaN of one pair, and of what
+        the networks cannot decide."""
         if difference.pairs < 2:
             return math.nan, math.nan
         if self.margin is None:
-            return above(difference, 0), below(difference, 0)
-        inside = max(above(difference, -self.margin), below(difference, self.margin))
-        outside = min(above(difference, self.margin), below(difference, -self.margin))
-        return inside, outside
+            supporting, opposing = above(difference, 0), below(difference, 0)
+        else:
+            supporting = max(above(difference, -self.margin), below(difference, self.margin))
+            opposing = min(above(difference, self.margin), below(difference, -self.margin))
+        return (
+            math.nan if self.decides == "against" else supporting,
+            math.nan if self.decides == "for" else opposing,
+        )
 
     def seeds_to_decide(self, difference: Difference) -> int | None:
-        """The least number of pairs whose interval would decide if mean and deviation stayed as
-        they are; None of more than MANY."""
+        """The least number of pairs that would decide if mean and deviation stayed as they are;
+        None of more than MANY, and where they are on the side that decides nothing."""
+        if self.margin is None:
+            distance, speaks_for = abs(difference.mean), difference.mean > 0
+        else:
+            distance = abs(abs(difference.mean) - self.margin)
+            speaks_for = abs(difference.mean) < self.margin
+        if self.decides == ("against" if speaks_for else "for"):
+            return None
+        level = self.level if speaks_for else ONE_SIDE
         for n in range(2, MANY):
-            half = stats.t.ppf((1 + LEVEL) / 2, n - 1) * difference.sd / math.sqrt(n)
-            distance = abs(difference.mean)
-            if self.margin is not None:
-                distance = abs(distance - self.margin)
-            if half < distance:
+            if stats.t.isf(level, n - 1) * difference.sd / math.sqrt(n) < distance:
                 return n
         return None
 
@@ -185,39 +210,46 @@ def holm(p_values: list[float]) -> list[float]:
     return adjusted
 
 
-def judge(cases: list[tuple[Claim, Difference]], level: float = (1 - LEVEL) / 2) -> list[str]:
-    """A verdict on each case of one claim, corrected for the number of cases by Holm."""
+VERDICTS = ("confirmed", "contradicted", "open")
+
+
+def judge(cases: list[tuple[Claim, Difference]]) -> list[str]:
+    """A verdict on each case of one claim, corrected by Holm for the number of cases."""
     both = [claim.p_values(difference) for claim, difference in cases]
-    supporting, opposing = (holm([pair[side] for pair in both]) for side in (0, 1))
+    corrected = [holm([pair[side] for pair in both]) for side in (0, 1)]
+    counted = sum(difference.pairs > 1 for _, difference in cases)  # the others have no p-value
     verdicts = []
-    for (claim, difference), p, adjusted, against in zip(
-        cases, both, supporting, opposing, strict=True
-    ):
-        if difference.pairs < 2:
-            verdicts.append("open (1 seed)")
-        elif difference.pairs < 3 and min(adjusted, against) <= level:  # may be equal by chance
-            verdicts.append("open (2 seeds)")
-        elif adjusted <= level:
-            verdicts.append("confirmed")
-        elif against <= level:
-            verdicts.append("contradicted")
-        elif min(p) <= level:
-            alone = KINDS[p.index(min(p))]
-            verdicts.append(f"open (alone {alone}, but one of {len(cases)} cases)")
-        else:
+    for (claim, difference), p, *adjusted in zip(cases, both, *corrected, strict=True):
+        alone, verdict = decided(p, claim), decided(adjusted, claim)
+        if difference.pairs < 3:  # two may be equal by chance
+            verdict = f"open ({number_of_seeds(difference.pairs)})"
+        elif alone and not verdict:
+            verdict = f"open (alone {alone}, but one of {counted} cases)"
+        elif not verdict:
             needed = claim.seeds_to_decide(difference)
-            verdicts.append(f"open (about {needed} seeds would decide)" if needed else "open")
+            verdict = f"open (about {needed} seeds would decide)" if needed else "open"
+        verdicts.append(verdict)
     return verdicts
+
+
+def decided(p_values, claim: Claim) -> str:
+    """By the p-values of what speaks for the claim and of what speaks against it, either of which
+    may be NaN; empty where neither suffices."""
+    supporting, opposing = p_values
+    if supporting <= claim.level:
+        return "confirmed"
+    return "contradicted" if opposing <= ONE_SIDE else ""
+
+
+def number_of_seeds(number: int) -> str:
+    return "1 seed" if number == 1 else f"{number} seeds"
 
 
 def summary(verdicts: list[str]) -> str:
     """Of all cases of a claim."""
-    kinds = {kind: sum(verdict.startswith(kind) for verdict in verdicts) for kind in KINDS}
+    kinds = {kind: sum(verdict.startswith(kind) for verdict in verdicts) for kind in VERDICTS}
     for kind, count in kinds.items():
         if count == len(verdicts):
             return kind
     parts = [f"{kind} in {count}" for kind, count in kinds.items() if count]
     return f"{', '.join(parts)} of {len(verdicts)} cases"
-
-
-KINDS = ("confirmed", "contradicted", "open")

@@ -8,12 +8,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
+from functools import cache
 from pathlib import Path
 
 import pandas as pd
 
 from harness.runs import COLUMNS
-from report.runs import USUAL
+from report.runs import USUAL, native_size
 
 # The columns that are no settings: names, measurements, where and by which version a run was made.
 NO_SETTINGS = (
@@ -24,13 +25,13 @@ RECIPE = (
     "val_fraction augment epochs batch_size optimizer lr momentum weight_decay schedule"
     " warmup_epochs"
 ).split()
-METHOD = ["experiment", "norm", "train", "batch_size"]  # what has a learning rate of its own
+OF_TRIALS = "lr", "epochs", "val_fraction", "depth"  # in which a choice of rates differs from runs
 START = {"gamma_init": "uniform", "beta_init": "zeros", "weight_init": "he_normal"}
 OURS = ("bn_only", "random_params", "depth_width", "bn_init", "norms")  # they share their runs
 APART = ("bn_init", "mlp_lenet", "mlp_lenet_tune")  # experiments that have tables of their own
 # In the order of tables and legends.
 TRAIN = "all all-bn bn+output bn+shortcut bn gamma beta shortcut output none".split()
-KINDS = "bn gn:4 ln in rms calibrated none".split()
+NORMS = "bn gn:4 ln in rms calibrated none".split()
 PAPERS = Path(__file__).with_name("published.csv")
 
 
@@ -43,13 +44,14 @@ def settings_of(runs: pd.DataFrame) -> list[str]:
 
 def distinct(runs: pd.DataFrame) -> pd.DataFrame:
     """Each run once: where settings are equal, those of the scripts that share their runs are equal
-    too, and have an empty `experiment`. A script of which several versions have made runs is
-    several experiments."""
+    too, and have an empty `experiment`. One of this collection's scripts that was edited, and each
+    of several versions of a user's, is an experiment of its own."""
     if runs.empty:
         return runs
-    if "script" in runs:
-        edited = runs.groupby("experiment").script.transform("nunique", dropna=False) > 1
-        version = runs.experiment + " " + runs.script.astype(object).fillna("as it came")
+    if "script" in runs:  # the digest of a source that is not this collection's
+        versions = runs.groupby("experiment").script.transform("nunique")
+        edited = runs.script.notna() & ((versions > 1) | runs.experiment.isin([*OURS, *APART]))
+        version = runs.experiment + " " + runs.script.astype(object).fillna("")
         runs = runs.assign(experiment=runs.experiment.mask(edited, version))
     ours = runs.experiment.isin(OURS) & runs.bn_weight.isna()
     runs = runs.assign(experiment=runs.experiment.mask(ours, ""))
@@ -74,6 +76,13 @@ def start_of_any_kind(runs: pd.DataFrame) -> pd.DataFrame:
     return as_published(runs[runs.experiment == ""])
 
 
+def by_place(runs: pd.DataFrame) -> pd.DataFrame:
+    """ResNets of width 1 with BatchNorm, of which `bn` says whether it stands before the activation
+    or after."""
+    narrow = resnets(start_of_any_kind(runs[runs.norm == "bn"])).query("width == 1")
+    return narrow.assign(bn=narrow.bn.astype(object).fillna("before"))
+
+
 def as_published(runs: pd.DataFrame) -> pd.DataFrame:
     """Those whose γ, β and weights start as the main paper's do."""
     for column, value in START.items():
@@ -95,9 +104,9 @@ def resnets(runs: pd.DataFrame) -> pd.DataFrame:
 
 def sweeps(runs: pd.DataFrame, *varied: str) -> Iterator[tuple[str, pd.DataFrame]]:
     """The title and the runs of each sweep over the settings `varied`. Where these include `train`,
-    untrained networks (`none`), which have no recipe, stand beside the largest sweep of their kind.
-    Sweeps that a title alone does not tell apart have in it what they differ in, but for `train`,
-    which a table adds by itself."""
+    untrained networks (`none`), which have no recipe, stand beside the largest sweep of their kind,
+    or for themselves. Where two titles would be equal they say what their sweeps differ in, but for
+    `train`, which a table adds by itself."""
     if runs.empty:
         return
     shared = [column for column in settings_of(runs) if column not in varied]
@@ -111,19 +120,25 @@ def sweeps(runs: pd.DataFrame, *varied: str) -> Iterator[tuple[str, pd.DataFrame
     start = [column for column in shared if column not in RECIPE]
     found = [sweep for _, sweep in trained.groupby(shared, dropna=False)]
     kinds = [tuple(sweep.iloc[0][start].astype(str)) for sweep in found]
+    alike = {
+        tuple(cell.iloc[0][start].astype(str)): cell
+        for _, cell in untrained.groupby(start, dropna=False)
+    }
     largest: dict[tuple, int] = {}
     for kind, sweep in zip(kinds, found, strict=True):
         largest[kind] = max(largest.get(kind, 0), len(sweep))
-    titles = [title(sweep, varied) for sweep in found]
-    for kind, sweep, about in zip(kinds, found, titles, strict=True):
-        twins = [other.iloc[0] for other, told in zip(found, titles, strict=True) if told == about]
+    for i, (kind, sweep) in enumerate(zip(kinds, found, strict=True)):
+        if kind in alike and len(sweep) == largest[kind]:
+            found[i] = pd.concat([sweep, alike[kind]])
+    found += [cell for kind, cell in alike.items() if kind not in largest]
+    by_title: dict[str, list[pd.DataFrame]] = {}
+    for sweep in found:
+        by_title.setdefault(title(sweep, varied), []).append(sweep)
+    for sweep in found:
+        about, first = title(sweep, varied), sweep.iloc[0]
+        twins = [twin.iloc[0] for twin in by_title[about]]
         differ = [c for c in shared if len({str(twin[c]) for twin in twins}) > 1 and c != "train"]
-        about = ", ".join([about, *(f"{column} {sweep.iloc[0][column]}" for column in differ)])
-        if len(untrained) and len(sweep) == largest[kind]:
-            first = sweep.iloc[0][start]
-            equal = untrained[start].eq(first) | (untrained[start].isna() & first.isna())
-            sweep = pd.concat([sweep, untrained[equal.all(axis=1)]])
-        yield about, sweep
+        yield ", ".join([about, *(f"{column} {first[column]}" for column in differ)]), sweep
 
 
 def shared_settings(sweep: pd.DataFrame, *varied: str) -> tuple[str, ...]:
@@ -159,17 +174,6 @@ def title(sweep: pd.DataFrame, varied: tuple[str, ...] = ()) -> str:
     return ", ".join(filter(None, words))
 
 
-NATIVE = {"digits": "8x8", "mnist": "28x28", "fashion_mnist": "28x28", "cifar10": "32x32"}
-
-
-def native_size(dataset: str) -> str:
-    """Of a data set's images, or of those of which it is a variant; empty where it is not known."""
-    for name, size in NATIVE.items():
-        if dataset == name or dataset.startswith(f"{name}-"):
-            return size
-    return ""
-
-
 def scaled_to(run) -> str:
     """The size of images that were scaled, as a title says it; empty where they have their own."""
     native = native_size(run.dataset)
@@ -181,9 +185,8 @@ def by_data(runs: pd.DataFrame) -> Iterator[tuple[str, pd.DataFrame]]:
     """The runs of each data set and size of its images, under a name that has the size where it is
     not the data set's own, or the most usual: cifar10, cifar10-16x16."""
     for dataset, of_dataset in runs.groupby("dataset"):
-        sizes = of_dataset.image_size.replace("", native_size(dataset))
-        usual = native_size(dataset) or sizes.mode()[0]
-        for size, cell in of_dataset.groupby(sizes):
+        usual = native_size(dataset) or of_dataset.image_size.mode()[0]
+        for size, cell in of_dataset.groupby("image_size"):
             yield dataset if size == usual else f"{dataset}-{size}", cell
 
 
@@ -202,8 +205,8 @@ def labelled(sweep: pd.DataFrame) -> pd.DataFrame:
 
 
 def beside(runs: pd.DataFrame, sweep: pd.DataFrame) -> Iterator[tuple[str, pd.DataFrame]]:
-    """The label and the runs of each cell of a user's experiment with a network of its own that
-    shares data set and recipe with `sweep`, which is of this collection's."""
+    """The label and the runs, of all depths, of each cell of a user's experiment with a network of
+    its own that shares data set and recipe with `sweep`, which is of this collection's."""
     of_network = ("experiment", "arch", "depth", "width", "train", "hidden")
     shared = [c for c in settings_of(sweep) if c in COLUMNS and c not in of_network]
     others = runs[of_users(runs) & (runs.arch != sweep.arch.iloc[0])]
@@ -212,15 +215,15 @@ def beside(runs: pd.DataFrame, sweep: pd.DataFrame) -> Iterator[tuple[str, pd.Da
         return
     equal = others[shared].astype(str).eq(recipe.iloc[0][shared]).all(axis=1)
     own = [column for column in settings_of(runs) if column not in (*COLUMNS, *USUAL)]
-    for values, cell in others[equal].groupby(["experiment", "arch", "train", *own], dropna=False):
-        experiment, arch, train, *rest = values
-        pairs = zip(own, rest, strict=True)
+    by = ["experiment", "arch", "width", "train", *own]
+    for (experiment, arch, width, train, *values), cell in cells(others[equal], *by):
+        pairs = zip(own, values, strict=True)
         words = [
             f"{name} {value:g}" if isinstance(value, float) else f"{name} {value}"
             for name, value in pairs
             if pd.notna(value)
         ]
-        yield f"{experiment}: {', '.join([arch, train, *words])}", cell
+        yield f"{experiment}: {', '.join([arch + times_width(width), train, *words])}", cell
 
 
 def by_start(sweep: pd.DataFrame) -> list[tuple[tuple, pd.DataFrame]]:
@@ -246,17 +249,24 @@ def matched(sweep: pd.DataFrame) -> Iterator[tuple[pd.DataFrame, pd.DataFrame]]:
             yield deep, wide
 
 
+def methods(runs: pd.DataFrame) -> pd.Series:
+    """What has a learning rate of its own, as a key: every setting but OF_TRIALS."""
+    settings = [column for column in settings_of(runs) if column not in OF_TRIALS]
+    keys = map(tuple, runs[settings].astype(str).to_numpy())
+    return pd.Series(list(keys), runs.index, dtype=object)
+
+
 def best_rates(runs: pd.DataFrame) -> dict[tuple, dict[float, float]]:
-    """The learning rate of each METHOD whose accuracy on a validation split, the mean over seeds,
+    """The learning rate of each method whose accuracy on a validation split, the mean over seeds,
     is the best, by how many epochs it was tried for; where several were, of the shallowest
     network."""
     trials = runs[(runs.val_fraction > 0) & runs.val_acc.notna()]
     chosen: dict[tuple, dict[float, float]] = {}
-    for (*method, epochs), tried in trials.groupby([*METHOD, "epochs"]):
-        of_depth = tried[tried.depth == tried.depth.min()]
-        accuracies = of_depth.groupby("lr").val_acc.mean()
+    for (method, epochs), tried in trials.groupby([methods(trials), "epochs"]):
+        shallowest = tried[tried.depth == tried.depth.min()]
+        accuracies = shallowest.groupby("lr").val_acc.mean()
         if len(accuracies) > 1:
-            chosen.setdefault(tuple(method), {})[epochs] = accuracies.idxmax()
+            chosen.setdefault(method, {})[epochs] = accuracies.idxmax()
     return chosen
 
 
@@ -266,8 +276,8 @@ def at_own_rate(runs: pd.DataFrame) -> pd.DataFrame:
     chosen = best_rates(runs)
     finals = runs[runs.val_fraction == 0]
     rates = []
-    for *method, epochs in finals[[*METHOD, "epochs"]].itertuples(index=False, name=None):
-        by_length = chosen.get(tuple(method), {})
+    for method, epochs in zip(methods(finals), finals.epochs, strict=True):
+        by_length = chosen.get(method, {})
         longest = by_length.get(max(by_length, default=0))
         rates.append(by_length.get(epochs, longest))
     return finals[finals.lr == pd.Series(rates, finals.index, dtype=float)]
@@ -334,7 +344,7 @@ def rank(train: str) -> tuple:
 
 def kind_rank(norm: str) -> tuple[int, str]:
     """The order of normalisations in tables and legends."""
-    return KINDS.index(norm) if norm in KINDS else len(KINDS), norm
+    return NORMS.index(norm) if norm in NORMS else len(NORMS), norm
 
 
 def published_beside(run) -> pd.DataFrame:
@@ -347,6 +357,11 @@ def published_beside(run) -> pd.DataFrame:
 def published(dataset: str, measure: str = "test_acc") -> pd.DataFrame:
     """The papers' figures on `dataset`, or on the data set of which it is a variant, as
     cifar10-jpeg is of cifar10. `measure`: test_acc, in percent, or params, a number."""
-    table = pd.read_csv(PAPERS)
+    table = all_published()
     names = {name for name in table.dataset if dataset == name or dataset.startswith(f"{name}-")}
     return table[(table.measure == measure) & table.dataset.isin(names)]
+
+
+@cache
+def all_published() -> pd.DataFrame:
+    return pd.read_csv(PAPERS)

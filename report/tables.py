@@ -36,8 +36,10 @@ from report.stats import (
 )
 from report.sweeps import (
     START,
+    as_published,
     at_own_rate,
     beside,
+    by_place,
     by_start,
     cells,
     davis_frank_sweeps,
@@ -136,14 +138,15 @@ def parameters(runs):
             theirs = theirs[(theirs.depth == depth) & theirs.train.isin(list(counts))]
             for paper in theirs.itertuples():
                 source = f"{paper.source}, {paper.dataset}"
-                rows.append(parameter_row(network, source, paper.train, paper.value))
+                number = f"about {paper.value:,.0f}" if paper.note == "rounded" else paper.value
+                rows.append(parameter_row(network, source, paper.train, number))
         if rows:
             columns = sorted({row["trained"] for row in rows}, key=rank)
             yield Table(dataset, rows, across="trained", value="parameters", columns=columns)
 
 
-def parameter_row(network: str, source: str, train: str, number: float) -> dict:
-    return {"network": network, "source": source, "trained": train, "parameters": int(number)}
+def parameter_row(network: str, source: str, train: str, number: float | str) -> dict:
+    return {"network": network, "source": source, "trained": train, "parameters": number}
 
 
 @table("exp_bn_only.py --dataset digits")
@@ -159,7 +162,7 @@ def accuracy(runs):
         papers = published_beside(first)
         papers = papers[(papers.arch == first.arch) & (papers.width == first.width)]
         papers = papers[papers.train.isin(list(sweep.label))]
-        rows = []
+        rows, depths = [], {*sweep.depth.dropna(), *papers.depth}
         for label in sorted(set(sweep.label), key=rank):
             trained = sweep[sweep.label == label]
             ours = {depth: Mean.of(cell) for depth, cell in cells(trained, "depth")}
@@ -175,11 +178,10 @@ def accuracy(runs):
                 rows += accuracy_rows(label, f"ours − {source}", gaps)
         if not of_users(sweep).all():
             for label, cell in beside(runs, sweep):
-                rows += accuracy_rows(
-                    label, "ours", {d: Mean.of(c) for d, c in cells(cell, "depth")}
-                )
-        depths = sorted({*sweep.depth.dropna(), *papers.depth})
-        columns = [*map(depth_label, depths), depth_label(math.nan)]
+                means = {depth: Mean.of(of_depth) for depth, of_depth in cells(cell, "depth")}
+                rows += accuracy_rows(label, "ours", means)
+                depths |= set(cell.depth.dropna())
+        columns = [*map(depth_label, sorted(depths)), depth_label(math.nan)]
         yield Table(title, rows, across="depth", columns=columns)
 
 
@@ -240,8 +242,7 @@ def random_params(runs):
 def features(runs):
     """What becomes of the features: percent with a small γ, |γ| < 0.01; percent that are dead,
     active on less than 1 % of the test activations; percent with a small γ of the living, and dead
-    of those with a small γ; points of accuracy by which it changes the network to set such γ to
-    zero."""
+    of those with a small γ; by how many points the accuracy changes when such γ are set to zero."""
     at_the_start = partial(share_of_small_gammas, when="gamma_init")
     alike = resnets(usual_start(runs))
     kept = alike[[record.table("channels") is not None for record in alike.record]]
@@ -294,29 +295,33 @@ def depth_width(runs):
 @table("exp_depth_width.py --dataset digits --seeds 0 1 2 3 4")
 def power_law(runs):
     """The test error, 100 − accuracy, of γ and β alone as a power of their number, by depth and by
-    width: the exponent, fitted for each seed on three sizes or more."""
-    alone = resnets(usual_start(runs)).query("train == 'bn'")
+    width: the exponent, fitted for each seed to the same three sizes or more."""
+    alone = resnets(usual_start(runs)).query("train == 'bn' and test_acc < 100")
     for title, sweep in sweeps(alone, "depth", "width"):
         rows = []
         shapes = {"depth, at width 1": sweep.width == 1, "width, at depth 14": sweep.depth == 14}
         for by, of_shape in shapes.items():
-            fits = {}
-            for seed, of_seed in sweep[of_shape].groupby("seed"):
-                if of_seed.params_trained.nunique() > 2:
-                    logs = np.log(of_seed.params_trained), np.log(100 - of_seed.test_acc)
-                    fits[seed] = np.polyfit(*logs, 1)[0]
-            if fits:
-                sizes = sweep[of_shape].params_trained.nunique()
-                exponent = Difference.of(pd.Series(fits))
-                rows.append({"by": by, "sizes": sizes, "seeds": len(fits), "exponent": exponent})
+            errors = 100 - sweep[of_shape].pivot_table("test_acc", "seed", "params_trained")
+            made = {tuple(of_seed.dropna().index) for _, of_seed in errors.iterrows()}
+            for sizes in sorted(sizes for sizes in made if len(sizes) > 2):
+                exponent = Difference.of(exponents(errors[list(sizes)].dropna()))
+                row = {"by": by, "parameters": f"{sizes[0]:,.0f} to {sizes[-1]:,.0f}"}
+                row |= {"sizes": len(sizes), "seeds": exponent.pairs, "exponent": exponent}
+                rows.append(row)
         if rows:
             yield Table(title, rows)
+
+
+def exponents(errors: pd.DataFrame) -> pd.Series:
+    """Of the power law of each row, whose columns are numbers of parameters."""
+    logs = np.log(errors.columns.to_numpy(float)), np.log(errors.T.to_numpy())
+    return pd.Series(np.polyfit(*logs, 1)[0], errors.index)
 
 
 @table("exp_norms.py --dataset digits --seeds 0 1 2 3 4", source="diverged")
 def norms(runs):
     """γ and β of BatchNorm, of other normalisations and of none (γx + β), alone trained, by depth
-    and learning rate; with a validation split, the accuracy there, too; and what has diverged."""
+    and learning rate; of runs with a validation split the accuracy there; and what has diverged."""
     for title, sweep in sweeps(of_kinds(runs), "norm", "lr", "depth"):
         if sweep.norm.nunique() < 2:
             continue
@@ -365,7 +370,7 @@ def batch_sizes(runs):
 )
 def transformer(runs):
     """A vision transformer, of which more and more is trained, by learning rate, beside Lu et al.'s
-    random GPT-2; with a validation split, the accuracy there, too."""
+    random GPT-2; of runs with a validation split the accuracy there."""
     for title, sweep in sweeps(runs[runs.arch == "vit"], "train", "lr"):
         papers = published(sweep.dataset.iloc[0]).query("arch == 'gpt2'")
         theirs = dict(zip(papers.train, papers.value, strict=True))
@@ -386,7 +391,7 @@ def initialisation(runs):
         starts = by_start(sweep)
         if len(starts) < 2:
             continue
-        usual, rows = usual_start(sweep), []
+        usual, rows = as_published(sweep), []
         for (gamma, beta, weights), cell in starts:
             is_usual = cell.index.isin(usual.index).all()
             row = {"γ": gamma, "β": beta, "weights": weights, ACCURACY: Mean.of(cell)}
@@ -426,9 +431,14 @@ def davis_frank_row(setting: tuple, cell: pd.DataFrame) -> dict:
 
 @table("exp_mlp_lenet.py --bn before after --train bn all --seeds 0 1 2 3 4")
 def mlp_lenet(runs):
-    """MLPs and LeNet-5, with BatchNorm before and after the activation."""
+    """MLPs and LeNet-5, with BatchNorm before and after the activation, and ResNets of which both
+    were run."""
     untuned = runs[runs.bn.notna() & (runs.experiment != "mlp_lenet_tune")]
-    for title, sweep in sweeps(untuned, "train", "bn"):
+    found = list(sweeps(untuned[untuned.arch != "resnet"], "train", "bn"))
+    placed = by_place(runs)
+    both = placed[placed.train.isin(set(placed.train[placed.bn == "after"]))]
+    found += [item for item in sweeps(both, "train", "bn") if item[1].bn.nunique() > 1]
+    for title, sweep in found:
         rows = []
         for (bn, train), cell in sweep.groupby(["bn", "train"]):
             row = {"trained": train, "parameters": trained_parameters(cell)}

@@ -167,7 +167,7 @@ def test_every_table_and_figure_is_made(capsys):
     index = Path("out/tables/index.md").read_text()
     assert all(f"({name}.md)" in index for name in plots.TABLES)
     assert all(f"figure {name} |" in index for name in plots.FIGURES)
-    assert "| width, at depth 14 | 3 | 2 | −0.36" in Path("out/tables/power_law.md").read_text()
+    assert "| 1,120 to 13,440 | 3 | 2 | −0.36" in Path("out/tables/power_law.md").read_text()
     variants = Path("out/tables/variants.md").read_text()
     assert "| −10.5 (−16.9 to −4.1) |" in variants.partition("digits-blurred beside digits")[2]
     assert {path.name for path in Path("out/figures").glob("*-digits.*")} == {
@@ -374,6 +374,7 @@ def test_every_batch_size_has_a_best_rate_of_its_own():
 def test_a_short_recipe_has_a_best_rate_of_its_own_where_it_was_tried():
     """Of 160 epochs 0.1 is best, of ten 0.3; forty were not tried, and the longest trial says."""
     method = {"experiment": "", "norm": "bn", "train": "bn", "batch_size": 128, "depth": 14}
+    method["precision"] = "bf16"
     table = []
     for lr in (0.1, 0.3):
         for epochs, best in ((160, 0.1), (10, 0.3)):
@@ -381,7 +382,10 @@ def test_a_short_recipe_has_a_best_rate_of_its_own_where_it_was_tried():
             table.append(method | tried | {"epochs": epochs, "lr": lr})
         for epochs in (160, 40, 10):
             table.append(method | {"val_fraction": 0.0, "epochs": epochs, "lr": lr})
-    kept = sweeps.at_own_rate(pd.DataFrame(table))
+        # in another precision there was no trial, and no rate is its own
+        table.append(method | {"val_fraction": 0.0, "epochs": 160, "lr": lr, "precision": "fp32"})
+    kept = sweeps.at_own_rate(pd.DataFrame(table).assign(record=None))
+    assert set(kept.precision) == {"bf16"}
     assert kept.set_index("epochs").lr.to_dict() == {160: 0.1, 40: 0.1, 10: 0.3}
 
 
@@ -530,7 +534,7 @@ def test_all_sizes_of_images_stand_in_one_figure_beside_the_published_points(mon
 
 def test_plots_of_a_data_set_without_runs_name_those_that_have_some(capsys):
     pretend(0, 50, train="bn", dataset="wine")
-    assert "it has wine" in refusal(capsys, "--dataset", "w\nine")
+    assert "there are wine" in refusal(capsys, "--dataset", "w\nine")
     assert not Path("tables").exists()
 
 

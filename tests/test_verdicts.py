@@ -1,0 +1,160 @@
+"""What is compared with what, and who may say something about a claim."""
+
+from pathlib import Path
+
+import pandas as pd
+import pytest
+
+import plots
+from report import stats, sweeps
+from report.runs import read_runs
+from report.sweeps import distinct, usual_start
+from tests.test_plots import difference, pretend, verdicts
+
+
+def distinct_runs(folder="results") -> pd.DataFrame:
+    return distinct(read_runs(Path(folder)))
+
+
+def test_an_edited_script_of_ours_is_an_experiment_of_its_own():
+    for seed in range(2):
+        pretend(seed, 50, train="bn")
+        pretend(seed, 99, train="bn", script="abc123", lr=0.1)
+    runs = distinct_runs()
+    assert usual_start(runs).test_acc.tolist() == [50, 50]
+    assert set(runs.experiment) == {"", "bn_only abc123"}
+    # and where the edited alone has made runs
+    for path in Path("results/bn_only").glob("*bn.csv"):
+        path.unlink()
+    assert set(distinct_runs().experiment) == {"bn_only abc123"}
+
+
+def test_the_images_of_a_record_without_a_size_are_as_the_data_set_has_them():
+    pretend(0, 50, train="bn", image_size=None)
+    pretend(1, 51, train="bn")
+    pretend(0, 52, train="bn", dataset="flowers", image_size=None)
+    runs = distinct_runs()
+    ((title, sweep),) = sweeps.sweeps(runs[runs.dataset == "digits"])
+    assert len(sweep) == 2 and "pixels" not in title
+    assert [name for name, _ in sweeps.by_data(runs)] == ["digits", "flowers"]
+
+
+def test_networks_of_ones_own_are_averaged_over_seeds_alone(capsys):
+    for seed in range(2):
+        pretend(seed, 50, train="bn")
+        for depth, width in ((16, 1), (16, 2), (11, 1)):
+            shape = {"arch": "vgg", "depth": depth, "width": width}
+            pretend(seed, 60 + depth + width, "mine", train="bn", **shape)
+    assert plots.main(["--only", "accuracy", "--format", "md"]) == 0
+    printed = capsys.readouterr().out
+    assert "| trained | source | depth 11 | depth 14 | depth 16 |" in printed
+    assert "| mine: vgg, bn | ours | 72.0 ± 0.0 (2) |  | 77.0 ± 0.0 (2) |" in printed
+    assert "| mine: vgg x2, bn | ours |  |  | 78.0 ± 0.0 (2) |" in printed
+
+
+def test_what_a_user_runs_says_nothing_about_the_claims():
+    for seed in range(5):
+        for place, accuracy in (("before", 60), ("after", 50 + seed)):
+            mlp = {"arch": "mlp", "hidden": "512", "bn": place, "train": "bn"}
+            if seed < 3:
+                pretend(seed, accuracy, "mlp_lenet", **mlp)
+            pretend(seed, 110 - accuracy, "my_mlp", **mlp)
+    assert verdicts() == {"before − after, bn, MLP 512": "confirmed"}
+
+
+def test_of_two_recipes_the_papers_speaks():
+    for seed in range(3):
+        for lr, gain in ((0.03, 5), (0.1, -5)):
+            pretend(seed, 50 + gain + 0.1 * seed, train="bn", lr=lr)
+            pretend(seed, 50, train="random:2", lr=lr)
+    assert verdicts()["bn − random:2, depth 14"] == "contradicted"
+
+
+def pretend_in_full(seed: int) -> None:
+    """A run of the main paper's length."""
+    path = pretend(seed, 50, train="bn", epochs=160)
+    row = pd.read_csv(path)
+    pd.concat([row.assign(epoch=epoch) for epoch in range(1, 161)]).to_csv(path, index=False)
+
+
+def test_a_third_of_the_features_is_judged_at_the_papers_length_alone():
+    for seed in range(3):
+        pretend(seed, 50, train="bn")
+    assert verdicts()["bn − a third, depth 14"] == "open (not at 160 epochs)"
+    for seed in range(3):
+        pretend_in_full(seed)
+    assert verdicts()["bn − a third, depth 14"] == "contradicted"
+
+
+def test_a_longer_run_of_too_few_seeds_is_shown_and_not_judged(capsys):
+    for seed in range(3):
+        pretend(seed, 50, train="bn")
+    pretend_in_full(0)
+    assert plots.main(["--only", "claims", "--out", "out"]) == 0
+    printed = capsys.readouterr().out
+    assert printed.count("| pruned − as trained, depth 14 |") == 2
+    assert "too few to be judged (1 seed)" in printed
+    assert "Claim 5" not in printed  # it has one case
+
+
+def test_what_alone_is_untrained_is_shown():
+    for seed in range(3):
+        pretend(seed, 10, train="none")
+    assert verdicts() == {"none − chance, depth 14": "confirmed"}
+
+
+def test_networks_that_are_not_quite_equal_decide_one_side_alone():
+    for_it = stats.Claim(decides="for")
+    ahead, behind = difference(1, 1.1, 1.2), difference(-1, -1.1, -1.2)
+    assert stats.judge([(for_it, ahead)]) == ["confirmed"]
+    assert stats.judge([(for_it, behind)]) == ["open"]
+    assert stats.judge([(stats.Claim(decides="against"), behind)]) == ["contradicted"]
+    # and the case behind counts for nobody else: 3.0 alone would not survive two cases
+    weak = difference(0.9, 2.0, 1.1, 0.3, 0.6)
+    against = [(stats.Claim(decides="against"), difference(0.1, 0, 0.2))]
+    assert stats.judge([(stats.Claim(), weak), *against])[0] == "confirmed"
+
+
+def test_seeds_that_would_decide_go_by_the_test_that_would():
+    found = difference(0, 1, 2)  # s = d = 1
+    assert stats.Claim().seeds_to_decide(found) == 7  # t(6) at 97.5 % / √7 = 0.92
+    assert stats.Claim(level=0.05).seeds_to_decide(found) == 5  # t(4) at 95 % / √5 = 0.95
+    against = difference(0, -1, -2)
+    assert stats.Claim(level=0.05).seeds_to_decide(against) == 7
+
+
+def test_two_seeds_are_never_said_to_decide():
+    assert stats.judge([(stats.Claim(), difference(1, 1.05))] * 4)[0] == "open (2 seeds)"
+    one = [(stats.Claim(), difference(3.0))] * 5
+    weak = [(stats.Claim(), difference(0.9, 2.0, 1.1, 0.3, 0.6))]
+    assert stats.judge([*one, *weak])[-1] == "confirmed"  # Holm does not count the single seeds
+
+
+def test_a_power_law_is_fitted_to_sizes_that_all_its_seeds_have(capsys):
+    for seed in range(3):
+        for depth, number in ((14, 1000), (32, 2000), (56, 4000), (110, 8000)):
+            if depth < 110 or seed < 2:
+                # the error falls by half with each doubling, but for the deepest, which has none
+                wrong = 40 * 1000 / number if depth < 110 else 40.0
+                pretend(seed, 100 - wrong, train="bn", depth=depth, params_trained=number)
+    pretend(2, 100, train="bn", depth=218, params_trained=16000)  # no error has no logarithm
+    assert plots.main(["--only", "power_law", "--format", "csv", "--out", "out"]) == 0
+    table = pd.read_csv("out/tables/power_law.csv")
+    assert table[["sizes", "seeds"]].values.tolist() == [[3, 3], [4, 2]]
+    assert table["exponent: mean"][0] == pytest.approx(-1)
+    assert table["exponent: mean"].notna().all()
+
+
+def test_diverged_runs_are_counted_among_those_that_were_made(capsys):
+    pretend(0, 50, train="bn")
+    pretend(1, 10, train="bn", status="diverged")
+    assert plots.main(["--only", "made", "--format", "csv", "--out", "out"]) == 0
+    assert pd.read_csv("out/tables/made.csv").runs.tolist() == [2]
+
+
+def test_packing_takes_all_runs(capsys):
+    pretend(0, 50, train="bn")
+    for words in (["--dataset", "digits"], ["--only", "claims"], ["--format", "md"]):
+        assert plots.main(["--pack", "packed", *words]) == 2
+        assert "--pack writes all runs" in capsys.readouterr().err
+    assert not Path("packed").exists()
