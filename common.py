@@ -24,6 +24,7 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import nn
+from torch.nn.utils import parametrize
 
 from harness import checkpoints, folders, onednn, processes, speed
 from harness.config import Noting, Settings, constant
@@ -33,13 +34,13 @@ from harness.entries import put_random_entries
 from harness.errors import UserError
 from harness.estimate import plan
 from harness.norms import ends_without_gradient
-from harness.parts import Origin, check_name, count_parameters, inner_layers, names_of, norms
-from harness.parts import origin, owned, trainable, trained_as
+from harness.parts import Origin, check_held, check_name, count_parameters, inner_layers
+from harness.parts import names_of, norms, origin, owned, trainable
 from harness.processes import first_goes_first, share
 from harness.progress import progress_bar, tell
-from harness.recording import Recorder, finished_before, own_measures
+from harness.recording import Recorder, as_trained, finished_before, own_measures
 from harness.runs import Outcome, Run, commit, dataset_name, is_finite, name_run, out_of_time
-from harness.speed import device_name, frozen_in
+from harness.speed import device_name, exact_weights, frozen_in
 from harness.telling import summarise, warn_of_unused
 from harness.zoo import DEPTHS, imagenet_resnet, vgg
 
@@ -159,9 +160,9 @@ def make_data(args: Settings, name: str, images, labels, classes=None) -> Data:
 
 def load_digits():
     """The 1,797 handwritten digits inside scikit-learn: 8x8 pixels, brightness 0 to 16."""
-    from sklearn.datasets import load_digits
+    import sklearn.datasets
 
-    digits = load_digits()
+    digits = sklearn.datasets.load_digits()
     images = np.rint(digits.images * 255 / 16).astype(np.uint8)[..., None]
     return {"train": images}, {"train": digits.target}, list("0123456789")
 
@@ -249,7 +250,10 @@ def build_model(args: Settings, data: Data, build=network) -> nn.Module:
     if build is not network and args.arch in DEPTHS:  # --arch names another network than this
         model.origin.name = getattr(build, "__name__", type(model).__name__)
         model.origin.read = frozenset(asked.read)
-    return model.to(args.device, memory_format=torch.channels_last)
+        model.origin.asked = {"arch": args.arch, "depth": args.depth, "width": args.width}
+    flat = all(parameter.dim() < 5 for parameter in model.parameters())
+    layout = torch.channels_last if flat else torch.preserve_format
+    return model.to(args.device, memory_format=layout)
 
 
 # ---------------------------------------------------------------------------------- initialisation
@@ -285,7 +289,10 @@ def initialise(
     weights, affine = generator(seed, "weights"), generator(seed, "batchnorm")
     for layer in model.modules():
         if isinstance(layer, (nn.Conv2d, nn.Linear)):
-            WEIGHT_INITS[weight_init](layer.weight, weights)
+            weight = layer.weight  # of a parametrised layer what it is computed to be
+            WEIGHT_INITS[weight_init](weight, weights)
+            if parametrize.is_parametrized(layer, "weight"):
+                layer.weight = weight
             if layer.bias is not None:
                 bound = 1 / math.sqrt(layer.weight[0].numel())
                 layer.bias.uniform_(-bound, bound, generator=weights)
@@ -499,15 +506,19 @@ def fit(model: nn.Module, data: Data, args: Settings, recipe=recipe, also=None) 
     """Trains what is trainable, by `recipe(model, args)`, and writes the run's records; goes on
     where an earlier start stopped.
 
+    Afterwards the network is what the run has made of it, also where it was finished before.
+
     also: what to measure beside losses and accuracies; `also(model)` returns numbers by name after
-    every epoch, each a column of the records. Raises UserError for a name that is a column's, and
-    for what is no number."""
+    every epoch, each a column of the records. Raises UserError for a name that is a column's, for
+    what is no number, and for a recipe that leaves out what is trainable."""
     speed.prepare(args.device, data.size)
     used = Noting(args)
     made = recipe(model, used)
     if not isinstance(made, Recipe):
         what = type(made).__name__
         raise UserError(f"a recipe returns common.Recipe or common.scheduled(…), not a {what}")
+    if made.optimizer:
+        check_held(model, made.optimizer)
     asked, args = args, as_trained(model, args, made)
     name = name_run(args, data.name)
     if args.dry_run:
@@ -526,34 +537,13 @@ def fit(model: nn.Module, data: Data, args: Settings, recipe=recipe, also=None) 
     if processes.first():
         warn_of_unused(asked, model, args.train, used.read if made.optimizer else None)
     with Run(args, name, about, where) if processes.first() else nullcontext() as run:
-        again = processes.from_first(run and finished_before(run, data))
+        again = finished_before(run, model, data)
         if not again:
             train(model, data, args, made, run, also)
         outcome = processes.from_first(run and Outcome(run.csv, run.rows, args.epochs, again))
     if processes.first():
         summarise(outcome, args)
     return outcome
-
-
-def as_trained(model: nn.Module, args: Settings, made: Recipe) -> Settings:
-    """The settings as they are true of what is about to be trained, whatever was asked for."""
-    truth = {"train": trained_as(model), "processes": processes.processes()}
-    if origin(model).name:
-        truth["arch"], read = origin(model).name, origin(model).read
-        if read is None:  # built by the script itself: what was asked for may have had a part in it
-            read = {*args.given, *args.varied}
-        truth |= dict.fromkeys({"depth", "width"} - read)
-    if made.optimizer:
-        first = made.optimizer.param_groups[0]
-        truth["optimizer"] = type(made.optimizer).__name__.lower()
-        own = type(made.scheduler).__name__ if made.scheduler else "constant"
-        truth["schedule"] = made.schedule or own
-        known = {"lr": first.get("initial_lr", first["lr"])}
-        known |= {key: first[key] for key in ("momentum", "weight_decay") if key in first}
-        truth |= {key: float(value) for key, value in known.items()}
-        if "momentum" not in first and truth["optimizer"] != args.optimizer:
-            truth["momentum"] = None  # an optimizer of one's own, which has none
-    return args.but(**truth)
 
 
 def train(model, data, args, made: Recipe, run: Run | None, also=None) -> None:
@@ -597,4 +587,7 @@ def measure(model: nn.Module, data: Data, args: Settings, also=None) -> dict[str
         measured |= {"val_loss": found["loss"], "val_acc": found["acc"]}
     found = evaluate(model, data, "test", args)
     measured |= {f"test_{key}": value for key, value in found.items()}
-    return measured | own_measures(also(model), args) if also else measured
+    if also:
+        with exact_weights(model):
+            measured |= own_measures(also(model), args)
+    return measured

@@ -157,8 +157,7 @@ def davis_frank(args):
         start = setting["bn_weight"] if setting["bn_weight"] > 0 else 1
         runs += common.grid(args.but(**setting, gamma_init=f"constant:{start:g}"), seed=seeds)
     code, outcomes = common.run_grid(runs, run_davis_frank)
-    if not args.dry_run:
-        report_davis_frank(common.table_of(outcomes, best_by_validation))
+    report_davis_frank(common.table_of(outcomes, best_by_validation))
     return code
 
 
@@ -218,12 +217,12 @@ def run_frankle(args):
 
 def frankle(args):
     code, outcomes = common.run_grid(common.grid(args), run_frankle)
-    if not args.dry_run:
-        print("\ntest accuracy in %, mean ± sample standard deviation (seeds)")
-        settings = ["depth", "train", "gamma_init", "beta_init", "weight_init"]
-        for setting, cell in common.table_of(outcomes).groupby(settings, sort=False):
-            named = "depth {}, {}: γ {}, β {}, weights {}".format(*setting)
-            print(f"  {named:<64}", common.mean_and_deviation(cell.test_acc))
+    print("\ntest accuracy in %, mean ± sample standard deviation (seeds)")
+    settings = ["depth", "train", "gamma_init", "beta_init", "weight_init"]
+    table = common.table_of(outcomes)
+    for setting, cell in table.groupby(settings, sort=False, dropna=False):
+        named = "depth {}, {}: γ {}, β {}, weights {}".format(*setting)
+        print(f"  {named:<64}", common.mean_and_deviation(cell.test_acc))
     return code
 
 

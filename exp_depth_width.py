@@ -68,8 +68,7 @@ def compare(args):
         lists = {"depth": [depth], "width": [width]}
         runs += common.grid(args, **lists, train=args.varied["train"], seed=args.varied["seed"])
     code, outcomes = common.run_grid(runs, run)
-    if not args.dry_run:
-        report(common.table_of(outcomes), shapes)
+    report(common.table_of(outcomes), shapes)
     return code
 
 

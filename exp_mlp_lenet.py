@@ -225,14 +225,10 @@ def compare(args):
             continue  # without BatchNorm there is no γ to train beside the other choices
         runs += common.grid(args, bn=[bn], train=[train], seed=args.varied["seed"])
     code, outcomes = common.run_grid(runs, run)
-    if not args.dry_run:
-        print("\ntest accuracy in %, mean ± sample standard deviation (seeds)")
-        for (bn, train), cell in common.table_of(outcomes).groupby(["bn", "train"], sort=False):
-            accuracy, trained = (
-                common.mean_and_deviation(cell.test_acc),
-                cell.params_trained.iloc[0],
-            )
-            print(f"  BatchNorm {bn:<8} {train:<16} {accuracy:<20} {trained:,} trained")
+    print("\ntest accuracy in %, mean ± sample standard deviation (seeds)")
+    for (bn, train), cell in common.table_of(outcomes).groupby(["bn", "train"], sort=False):
+        accuracy, trained = common.mean_and_deviation(cell.test_acc), cell.params_trained.iloc[0]
+        print(f"  BatchNorm {bn:<8} {train:<16} {accuracy:<20} {trained:,} trained")
     return code
 
 

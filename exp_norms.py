@@ -196,8 +196,7 @@ def compare(args):
         lists = {name: args.varied[name] for name in ("depth", "lr", "seed")}
         runs += common.grid(args, norm=[norm], train=trains, **lists)
     code, outcomes = common.run_grid(runs, run)
-    if not args.dry_run:
-        report(common.table_of(outcomes))
+    report(common.table_of(outcomes))
     return code
 
 
@@ -234,8 +233,8 @@ def report(rows):
     each kind's accuracy there, by which its rate is to be chosen."""
     print("\ntest accuracy in %, mean ± sample standard deviation (seeds)")
     rows = rows.assign(norm=rows.get("norm", "bn")).fillna({"norm": "bn"})
-    for setting, cell in rows.groupby(["depth", "train", "norm", "lr"], sort=False):
-        depth, train, norm, rate = setting
+    settings = ["depth", "train", "norm", "lr"]
+    for (depth, train, norm, rate), cell in rows.groupby(settings, sort=False, dropna=False):
         named = f"depth {depth}, {train}, {norm}, rate {float(rate):g}"
         chosen = ""
         if cell.val_acc.notna().all():

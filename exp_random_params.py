@@ -53,18 +53,20 @@ def run(args):
 def sweep(args):
     also = "".join(f"+{part}" for part in args.also)
     entries = sorted(args.per_channel, key=lambda k: math.inf if k == "all" else int(k))
-    trains = ["bn", *(f"random:{k}{also}" for k in entries)]
+    bn = "+".join(["bn", *(part for part in args.also if part != "bn")])  # with the same beside it
+    trains = [bn, *(f"random:{k}{also}" for k in entries)]
     depths, widths, seeds = (args.varied[name] for name in ("depth", "width", "seed"))
     runs = common.grid(args, depth=depths, width=widths, train=trains, seed=seeds)
     code, outcomes = common.run_grid(runs, run)
-    if not args.dry_run:
-        report(common.table_of(outcomes), list(dict.fromkeys(one.train for one in runs)))
+    report(common.table_of(outcomes), list(dict.fromkeys(one.train for one in runs)))
     return code
 
 
 def report(rows, trains):
-    """Accuracies over seeds for each K, and the smallest K that overtakes BatchNorm's γ and β."""
-    for (arch, depth, width), network in rows.groupby(["arch", "depth", "width"]):
+    """Accuracies over seeds for each K, and the smallest K that overtakes BatchNorm's γ and β, of
+    which the first of `trains` is."""
+    networks = rows.groupby(["arch", "depth", "width"], dropna=False)
+    for (arch, depth, width), network in networks:
         print(
             f"\n{arch}{depth}, width {width}: "
             "test accuracy in %, mean ± sample standard deviation (seeds)"
@@ -75,13 +77,14 @@ def report(rows, trains):
             means[train] = cell.test_acc.mean()
             trained = f"{cell.params_trained.iloc[0]:,} trained" if len(cell) else ""
             print(f"  {train:<20} {common.mean_and_deviation(cell.test_acc):<20} {trained}")
-        if math.isnan(means["bn"]):
+        bn, *others = trains
+        if math.isnan(means[bn]):
             continue
-        better = [train for train in trains if train != "bn" and means[train] > means["bn"]]
+        better = [train for train in others if means[train] > means[bn]]
         if better:
-            print(f"  the smallest K whose mean overtakes bn: {better[0]}")
+            print(f"  the smallest K whose mean overtakes {bn}: {better[0]}")
         else:
-            print("  none of these overtakes bn")
+            print(f"  none of these overtakes {bn}")
 
 
 def main(argv=None):

@@ -14,6 +14,7 @@ fingerprint.
 import argparse
 import dataclasses
 import importlib.util
+import itertools
 import sys
 from dataclasses import dataclass
 from pathlib import Path
@@ -64,11 +65,13 @@ def load(path: Path, device: str) -> Trained:
         with taken_apart():
             content = read_checkpoint(path)
             about = content["about"]
-            script = script_named(about["experiment"])
+        script = script_named(about["experiment"])
+        with taken_apart():
             args = settings_of(content, device, getattr(script, "Settings", Settings))
             image = torch.zeros(1, *content["size"], dtype=torch.uint8)
             data = common.Images(about["dataset"], content["classes"], {"train": image}, {})
-            model = build(script, args, data)
+        model = build(script, args, data)  # a mistake in the user's script shows as it is
+        with taken_apart():
             put_in(model, content, args.train)
             scale = [torch.tensor(content[key], device=args.device) for key in ("mean", "std")]
             data.mean_std = tuple(scale)
@@ -87,15 +90,15 @@ def load(path: Path, device: str) -> Trained:
 def script_named(experiment: str):
     """The script that made a run, for the networks and data sets that it alone has: in the current
     folder, or beside this file."""
-    name = f"exp_{experiment}.py"
-    for folder in (Path(), HERE):
-        if name in {path.name for path in folder.glob("exp_*.py")}:
-            spec = importlib.util.spec_from_file_location(f"exp_{experiment}", folder / name)
+    names = f"exp_{experiment}.py", f"{experiment}.py"
+    for folder, name in itertools.product((Path(), HERE), names):
+        if name in {path.name for path in folder.glob("*.py")}:
+            spec = importlib.util.spec_from_file_location(Path(name).stem, folder / name)
             module = importlib.util.module_from_spec(spec)
             sys.modules[spec.name] = module
             spec.loader.exec_module(module)
             return module
-    raise UserError(f"{name}, which made the checkpoint, is not here: put it beside predict.py")
+    raise UserError(f"{names[0]}, which made the checkpoint, is not here: put it beside predict.py")
 
 
 def build(script, args: Settings, data: common.Data) -> nn.Module:
@@ -117,7 +120,9 @@ def put_in(model: nn.Module, content: dict, train: str) -> None:
     else:
         held = set(content["trained"]["shapes"])
         if any(".parametrizations." in name for name in held):
-            common.freeze(model, "+".join(w for w in train.split("+") if w.startswith("random:")))
+            entries = [word for word in train.split("+") if word.startswith("random:")]
+            if entries:
+                common.freeze(model, "+".join(entries))
         for name, parameter in model.named_parameters():
             parameter.requires_grad_(name in held)
     try:
@@ -218,14 +223,14 @@ def print_classes(trained: Trained, paths: list[Path]) -> None:
 
 def batches(trained: Trained, paths: list[Path]):
     """Images from files, scaled and normalised as those the network was tested on."""
-    height, _, channels = image_size(trained)
+    height, width, channels = image_size(trained)
     labels = {"test": torch.zeros(len(paths), dtype=torch.long, device=trained.args.device)}
     if trained.data.name == "imagenet":
         files = {"test": np.array(list(map(str, paths)))}
         data = folders.Streamed("", trained.data.classes, files, labels)
         data.pixels = height
     else:
-        pixels = folders.decode(paths, height, 1, quiet=True)
+        pixels = folders.decode(paths, (width, height), 1, quiet=True)
         if channels == 1:
             pixels = np.rint(pixels @ GRAY).astype(np.uint8)[..., None]
         images = {"test": torch.from_numpy(pixels).to(trained.args.device)}
@@ -275,14 +280,14 @@ def picture(filters: torch.Tensor) -> torch.Tensor:
 def draw_feature_maps(networks: list[Trained], out: Path, image: Path) -> None:
     """What one image makes of the first channels of an early and a middle layer: the second and the
     middle convolution, with the BatchNorm and ReLU after them."""
-    grids, titles = {}, []
+    grids = {}
     for trained in networks:
         names = convolutions(trained)
-        titles = [names[min(1, len(names) - 1)], names[len(names) // 2]]
+        chosen = [names[min(1, len(names) - 1)], names[len(names) // 2]]
         layers = trained.model.named_modules()
         norms = [m for name, m in layers if isinstance(m, nn.BatchNorm2d) and not is_shortcut(name)]
         maps, hooks = {}, []
-        for name in titles:
+        for name in chosen:
             layer = trained.model.get_submodule(name)
             if len(norms) >= len(names):
                 layer = norms[names.index(name)]
@@ -291,8 +296,8 @@ def draw_feature_maps(networks: list[Trained], out: Path, image: Path) -> None:
             common.forward(trained.model, x, trained.args)
         for hook in hooks:
             hook.remove()
-        grids[label(trained)] = [list(maps[name][0, :16].cpu()) for name in titles]
-    draw(grids, [f"after {name}" for name in titles], out)
+        grids[label(trained)] = [list(maps[name][0, :16].cpu()) for name in chosen]
+    draw(grids, ["after the second convolution", "after the middle convolution"], out)
 
 
 @dataclass

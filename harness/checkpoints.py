@@ -109,13 +109,15 @@ def check_moments(state: dict, optimizer) -> None:
         raise Damaged("its optimizer trains other tensors")
     for number, moments in state["state"].items():
         for key, value in moments.items():
-            fits = (
-                not torch.is_tensor(value)
-                or value.dim() == 0
-                or value.shape == tensors[number].shape
-            )
-            if not fits:
+            if torch.is_tensor(value) and not fits(value.shape, tensors[number].shape):
                 raise Damaged(f"its optimizer's {key} is {list(value.shape)}")
+
+
+def fits(moment: torch.Size, tensor: torch.Size) -> bool:
+    """Whether a moment can be of a tensor: a number, or of its shape but for averages over
+    dimensions, as Adafactor's."""
+    pairs = zip(moment, tensor, strict=False)
+    return not moment or (len(moment) == len(tensor) and all(m in (1, n) for m, n in pairs))
 
 
 # ---------------------------------------------------------------------------------------- version 1

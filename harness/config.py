@@ -68,6 +68,8 @@ def flag(
     sample = default[0] if several and default else default
     if not check and not choices and type(sample) in (int, float):
         check = number(type(sample), -math.inf)
+    elif not check and isinstance(sample, bool):
+        check = truth
     described = Flag(help, check, choices, several, metavar, group)
     value = {"default_factory": lambda: list(default)} if several else {"default": default}
     return dataclasses.field(metadata={"flag": described, "record": record}, **value)
@@ -84,6 +86,13 @@ def changed(name: str, default, help: str | None = None, choices=None):
 
 
 # ------------------------------------------------------------------------------------------- checks
+
+
+def truth(text: str) -> bool:
+    """A check: True or False."""
+    if text.lower() not in ("true", "false"):
+        raise argparse.ArgumentTypeError(f"{text!r} is neither True nor False")
+    return text.lower() == "true"
 
 
 def number(kind, low: float, high: float = math.inf, *, above=False, below=False):
@@ -157,6 +166,10 @@ class Process:
     script: Path = Path("notebook")
     began: float = dataclasses.field(default_factory=time.monotonic)
     called: str = ""  # the experiment's name, where it is not the script's
+
+    def __post_init__(self):
+        if self.script.is_file():
+            source_digest(self.script)  # now: the script may be edited while it runs
 
     @property
     def experiment(self) -> str:
@@ -409,8 +422,16 @@ def recorded(settings: Settings) -> dict[str, Any]:
         value = getattr(settings, field.name)
         if record == ALWAYS or (record == CHANGED and value != default_of(field)):
             listed = isinstance(value, list)
-            found[field.name] = "-".join(map(str, value)) if listed else value
+            found[field.name] = "-".join(map(str, value)) if listed else plain(value)
     return found
+
+
+def plain(value):
+    """A value as records and checkpoints can hold it: what is neither a number nor a word as its
+    text, and so in lists."""
+    if isinstance(value, list):
+        return [plain(each) for each in value]
+    return value if isinstance(value, str | int | float | None) else str(value)
 
 
 def default_of(field: dataclasses.Field):
@@ -599,4 +620,4 @@ def as_plain(args: Settings) -> dict[str, Any]:
         "time_limit",
     }
     names = [field.name for field in dataclasses.fields(args) if field.name not in mine]
-    return {name: getattr(args, name) for name in names}
+    return {name: plain(getattr(args, name)) for name in names}

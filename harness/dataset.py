@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import io
 from contextlib import redirect_stdout, suppress
 from dataclasses import dataclass
@@ -45,6 +46,16 @@ class Data:
         deviation = variance.sqrt().clamp(min=1e-3)  # a constant channel deviates by 0
         return mean.float().to(images.device), deviation.float().to(images.device)
 
+    @cached_property
+    def digest(self) -> str:
+        """Of the images and labels of all splits, which tells other data under the same name."""
+        found = hashlib.sha256()
+        for kind in (self.images, self.labels):
+            for split in sorted(kind):
+                found.update(f"{split} {list(kind[split].shape)}".encode())
+                found.update(kind[split].cpu().contiguous().numpy())
+        return found.hexdigest()
+
     def normalise(self, images: torch.Tensor) -> torch.Tensor:
         """uint8 (N, H, W, C) to float (N, C, H, W), channels last in memory."""
         mean, std = self.mean_std
@@ -71,8 +82,11 @@ def checked(name: str, images, labels) -> tuple[dict, dict]:
         labels = {split: np.asarray(y) for split, y in labels.items()}
     except ValueError:  # as of a tuple of splits
         refuse("no arrays", "arrays, or dictionaries of them, by split: train and test")
+    if "train" not in images or set(images) != set(labels):
+        found = f"images of {', '.join(images)} and labels of {', '.join(labels)}"
+        refuse(found, "both of train and, where there are some, of test")
     for split, x in images.items():
-        y = labels.get(split, np.empty(0))
+        y = labels[split]
         if x.size == 0:
             refuse(f"no {split} images", "some")
         if x.ndim != 4 or (x.shape[1] in (1, 3) and x.shape[3] not in (1, 3)):

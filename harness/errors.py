@@ -60,6 +60,14 @@ def printable(text: str) -> str:
     return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
 
 
+class NothingToShow(Exception):
+    """Of a grid: it was a dry run, or none of its runs is finished. `code`: the process's."""
+
+    def __init__(self, code: int):
+        super().__init__("no run of this grid is finished, or it was a dry run: nothing to show")
+        self.code = code
+
+
 class Parser(argparse.ArgumentParser):
     """argparse, its errors in one line."""
 
@@ -103,6 +111,8 @@ def guarded(work: Callable[[], int], go_on: str = GO_ON) -> int:
         sys.stdout.reconfigure(errors="backslashreplace")  # a terminal without γ, any file name
     try:
         return work()
+    except NothingToShow as nothing:
+        return nothing.code
     except KeyboardInterrupt:
         return say(f"stopped: {go_on}", 128 + signal.SIGINT)
     except SystemExit as stop:  # --help ends so, too

@@ -34,7 +34,8 @@ def plan(model: nn.Module, data: Data, args: Settings, name: str, step, evaluate
 def epoch_seconds(model: nn.Module, data: Data, args: Settings, step, evaluate) -> float:
     """What an epoch will take, by a few steps and one pass over at most 1,000 test images. The
     network is spoilt afterwards."""
-    steps, images = math.ceil(len(data.labels["train"]) / args.batch_size), len(data.labels["test"])
+    steps = math.ceil(len(data.labels["train"]) / args.batch_size)
+    images = sum(len(data.labels[split]) for split in ("val", "test") if split in data.labels)
     seconds, batches = [], data.training_batches(args.seed, 1, args.batch_size, args.augment)
     model.train()
     for x, y in itertools.islice(batches, 3):
@@ -46,4 +47,4 @@ def epoch_seconds(model: nn.Module, data: Data, args: Settings, step, evaluate) 
     some.labels = {"test": data.labels["test"][:1000]}
     began = time.perf_counter()
     evaluate(model, some, "test", args)
-    return min(seconds) * steps + (time.perf_counter() - began) * images / min(1000, images)
+    return min(seconds) * steps + (time.perf_counter() - began) * images / len(some.labels["test"])

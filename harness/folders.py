@@ -40,7 +40,7 @@ def list_folder(root: Path) -> tuple[dict[str, list], dict[str, np.ndarray], lis
         files[split], numbers = [], []
         for number, name in enumerate(classes[split]):
             path = os.path.join(folder, name)
-            listed = sorted(walk(path, len(str(root)) + 1, no_images))
+            listed = sorted(walk(path, root, no_images))
             if not listed:
                 raise UserError(f"the class folder {path} holds no image: put one in, or remove it")
             files[split] += listed
@@ -89,14 +89,14 @@ def class_folders(folder: Path) -> list[str]:
     return sorted(e.name for e in entries if e.is_dir() and not e.name.startswith("."))
 
 
-def walk(folder: str, skip: int, no_images: list[str]):
-    """Path, without its first `skip` characters, bytes and modification time of every image in and
-    below `folder` that is not hidden. What is no image goes to `no_images`."""
+def walk(folder: str, root: Path, no_images: list[str]):
+    """Path from `root` on, bytes and modification time of every image in and below `folder` that is
+    not hidden. What is no image goes to `no_images`."""
     for entry in os.scandir(folder):
         if entry.name.startswith(".") or entry.name == "Thumbs.db":
             continue
         if entry.is_dir():
-            yield from walk(entry.path, skip, no_images)
+            yield from walk(entry.path, root, no_images)
         elif not entry.is_file():
             instead = "remove it, or give an image in its place"
             raise UserError(f"{entry.path} is no file that can be read: {instead}")
@@ -104,7 +104,8 @@ def walk(folder: str, skip: int, no_images: list[str]):
             no_images.append(entry.path)
         else:
             status = entry.stat()
-            yield entry.path[skip:].replace(os.sep, "/"), status.st_size, status.st_mtime_ns
+            below = os.path.relpath(entry.path, root).replace(os.sep, "/")
+            yield below, status.st_size, status.st_mtime_ns
 
 
 def is_image(path: str) -> bool:
@@ -142,7 +143,8 @@ def load_folder(root: Path, image_size: int | None, workers: int, quiet: bool):
     images = {}
     for split, listed in files.items():
         paths = [root / path for path, _, _ in listed]
-        images[split] = decode(paths, image_size, workers, quiet, like=images.get("train"))
+        size = (image_size, image_size) if image_size else None
+        images[split] = decode(paths, size, workers, quiet, like=images.get("train"))
     for cache in (beside, own):
         try:
             cache.parent.mkdir(parents=True, exist_ok=True)
@@ -180,15 +182,17 @@ def read_image(path: Path):
         raise UserError(message) from None
 
 
-def decode(paths: list[Path], image_size: int | None, workers: int, quiet: bool, like=None):
+def decode(
+    paths: list[Path], size: tuple[int, int] | None, workers: int, quiet: bool, like=None
+) -> np.ndarray:
     """The images as one uint8 array (N, H, W, 3), all of one size already (and of that of `like`),
-    or scaled and cropped to `image_size`."""
+    or scaled and cropped to `size`: width, height."""
     from PIL import Image, ImageOps
 
     def read(path):
         image = read_image(path)
-        if image_size:
-            image = ImageOps.fit(image, (image_size, image_size), Image.Resampling.BILINEAR)
+        if size:
+            image = ImageOps.fit(image, size, Image.Resampling.BILINEAR)
         return np.asarray(image)
 
     pool, images = ThreadPoolExecutor(workers), None
@@ -290,6 +294,12 @@ class Streamed(Data):
     @property
     def size(self):
         return self.pixels, self.pixels, 3
+
+    @cached_property
+    def digest(self) -> str:
+        """Of the labels: the images are never read all at once."""
+        labels = [self.labels[split].cpu().numpy().tobytes() for split in sorted(self.labels)]
+        return hashlib.sha256(b"".join(labels)).hexdigest()
 
     @cached_property
     def mean_std(self):

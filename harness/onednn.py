@@ -39,6 +39,9 @@ def suits(model: nn.Module, network: type, block: type) -> bool:
     inherits from these, and does something else, is another."""
     known = {kind.forward for kind in (*LAYERS, *OTHER_NORMS, network, block)}
     layers = [layer for name, layer in model.named_modules() if "parametrizations" not in name]
+    norms = [layer for layer in layers if isinstance(layer, nn.BatchNorm2d)]
+    if any(norm.weight is None or norm.running_mean is None for norm in norms):
+        return False  # oneDNN's BatchNorm has γ, β and running statistics
     return type(model) is network and all(type(layer).forward in known for layer in layers)
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from torch import nn
 
@@ -26,7 +26,8 @@ class Origin:
 
     seed: int | None = None
     name: str = ""  # of a network of one's own; empty for those of --arch
-    read: frozenset[str] | None = None  # the settings it was made of, if build_model made it
+    read: frozenset[str] | None = None  # the settings it was made of, if build_model made it,
+    asked: dict = field(default_factory=dict)  # and what these were that the records do not have
     frozen_for: frozenset[str] = frozenset()  # the names of what `freeze` left trainable,
     called: str = ""  # and what that is called
 
@@ -61,14 +62,19 @@ def output_layer(model: nn.Module) -> nn.Module | None:
     return linear[-1] if linear else None
 
 
+def head_of(model: nn.Module) -> set[nn.Module]:
+    """The head, and the modules that it is made of."""
+    head = output_layer(model)
+    return set() if head is None else set(head.modules())
+
+
 def inner_layers(model: nn.Module) -> list[nn.Module]:
     """Those of which --train random:K takes entries: what the network calls its `inner_layers`,
     else every convolution and linear layer but the head."""
     if hasattr(model, "inner_layers"):
         return model.inner_layers
-    layers = [layer for layer in model.modules() if isinstance(layer, (nn.Conv2d, nn.Linear))]
-    head = output_layer(model)
-    return [layer for layer in layers if layer is not head]
+    layers, head = model.modules(), head_of(model)
+    return [m for m in layers if isinstance(m, (nn.Conv2d, nn.Linear)) and m not in head]
 
 
 def part_of(name: str, module: nn.Module, head: set) -> str:
@@ -94,8 +100,7 @@ PARTS = "gamma beta random output input position shortcut conv hidden other".spl
 
 def parts(model: nn.Module) -> dict[str, dict[str, nn.Parameter]]:
     """The parameters of each part that the network has, by name: all of them, each once."""
-    found, layer = {part: {} for part in PARTS}, output_layer(model)
-    head = set(layer.modules()) if layer is not None else set()
+    found, head = {part: {} for part in PARTS}, head_of(model)
     for name, module, parameter in owned(model):
         found[part_of(name, module, head)][name] = parameter
     return {part: parameters for part, parameters in found.items() if parameters}
@@ -126,19 +131,21 @@ def names_of(model: nn.Module, train: str) -> set[str]:
     if not isinstance(train, str):
         raise UserError(f"freeze takes words of --train or a predicate, not {train!r:.60}")
     meanings, chosen = words(model), set()
+    entries = [word for word in train.split("+") if RANDOM.fullmatch(word)]
     for word in train.split("+"):
-        if RANDOM.fullmatch(word):
-            if {"conv", "hidden", "shortcut", "all"} & set(train.split("+")):
-                raise UserError(f"--train {train}: {word} is of weights that are frozen otherwise")
-        elif word not in meanings:
+        if word not in (*meanings, *entries):
             known = ", ".join(known for known in meanings if not known.startswith("all-"))
             raise UserError(
                 f"--train {train}: {word!r} is no part of this network: give of {known}, all-WORD "
                 "and random:K (K = 1, 2, …, all) those to train, joined with +"
                 + ("" if meanings.get("norm") else OWN_NORM)
             )
-        else:
-            chosen |= meanings[word]
+        chosen |= meanings.get(word, set())
+    inner = set(inner_layers(model)) if entries else ()
+    for name, module, _ in owned(model):
+        if name in chosen and name.endswith(".weight") and module in inner:
+            why = f"{entries[0]} is of weights that are frozen otherwise, and {name} is trained"
+            raise UserError(f"--train {train}: {why}")
     return chosen
 
 
@@ -182,6 +189,9 @@ def trained_as(model: nn.Module) -> str:
         if now >= set(parameters):
             whole.append(part)
             covered |= set(parameters)
+    own = known.called if now == known.frozen_for else ""
+    if "other" in whole and own and not set(own.split("+")) <= set(meanings):
+        return own  # of a predicate: "other" is no word
     if covered == now:
         if "random" in whole:
             layer = next(m for m in model.modules() if isinstance(m, RandomEntries))
@@ -194,9 +204,19 @@ def trained_as(model: nn.Module) -> str:
     for word, names in meanings.items():
         if now == names:
             return word
-    if now == known.frozen_for and known.called:
-        return known.called
+    if own:
+        return own
     return "custom-" + hashlib.sha256("\n".join(sorted(now)).encode()).hexdigest()[:6]
+
+
+def check_held(model: nn.Module, optimizer) -> None:
+    """Raises UserError where an optimizer does not hold what is trainable, as the records say it
+    is."""
+    held = {p for group in optimizer.param_groups for p in group["params"]}
+    for name, parameter in model.named_parameters():
+        if parameter.requires_grad and parameter not in held:
+            what = f"{name} is trainable, and the recipe's optimizer does not hold it"
+            raise UserError(f"{what}: freeze it, or give the optimizer all that freeze has left")
 
 
 def count_parameters(model: nn.Module) -> tuple[int, int]:

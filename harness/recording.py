@@ -13,7 +13,7 @@ from harness.config import Settings, as_plain
 from harness.dataset import Data
 from harness.errors import Damaged, UserError, taken_apart
 from harness.files import read_checkpoint, write_table
-from harness.parts import norms
+from harness.parts import norms, origin, trained_as
 from harness.runs import COLUMNS, OWN, Run, is_finite
 from harness.telling import open_board, show
 
@@ -52,8 +52,8 @@ class Recorder:
 
     def record(self, epoch: int, measured: dict, seconds: float, optimizer, scheduler) -> None:
         """Writes what is known after an epoch, after the last also what γ and β have become, in an
-        order that a kill at any moment leaves whole: no checkpoint knows more epochs than the rows,
-        and the last row comes last."""
+        order that a kill at any moment leaves whole: no checkpoint of an unfinished run knows more
+        epochs than the rows, and of a finished one the last row comes last."""
         run, args, frozen = self.run, self.args, self.frozen
         if run is None:
             return
@@ -80,7 +80,8 @@ class Recorder:
     def known(self) -> dict:
         """What a checkpoint says of the run, so that predict.py can build its network."""
         about = {"classes": self.data.classes, "size": self.data.size}
-        return what_data(self.data) | about | {"settings": as_plain(self.args)}
+        asked = as_plain(self.args) | origin(self.model).asked
+        return what_data(self.data) | about | {"settings": asked}
 
     def write_learned(self) -> None:
         """RUN.bn.csv.gz, a row per channel of every normalisation with γ and β, and
@@ -93,6 +94,27 @@ class Recorder:
         write_table(self.run.table("bn"), inside.CHANNELS, learned)
         pruned = inside.pruned([norm.weight for norm in self.affine.values()], self.test)
         write_table(self.run.table("prune"), inside.PRUNING, pruned)
+
+
+def as_trained(model: nn.Module, args: Settings, made) -> Settings:
+    """The settings as they are true of what is about to be trained, whatever was asked for."""
+    truth = {"train": trained_as(model), "processes": processes.processes()}
+    if origin(model).name:
+        truth["arch"], read = origin(model).name, origin(model).read
+        if read is None:  # built by the script itself: what was asked for may have had a part in it
+            read = {*args.given, *args.varied}
+        truth |= dict.fromkeys({"depth", "width"} - read)
+    if made.optimizer:
+        first = made.optimizer.param_groups[0]
+        truth["optimizer"] = type(made.optimizer).__name__.lower()
+        own = type(made.scheduler).__name__ if made.scheduler else "constant"
+        truth["schedule"] = made.schedule or own
+        known = {"lr": first.get("initial_lr", first["lr"])}
+        known |= {key: first[key] for key in ("momentum", "weight_decay") if key in first}
+        truth |= {key: float(value) for key, value in known.items()}
+        if "momentum" not in first and truth["optimizer"] != args.optimizer:
+            truth["momentum"] = None  # an optimizer of one's own, which has none
+    return args.but(**truth)
 
 
 def own_measures(found: dict, args: Settings) -> dict[str, float]:
@@ -115,30 +137,42 @@ def has_shift(norm: nn.Module) -> bool:
     return getattr(norm, "bias", None) is not None
 
 
-def finished_before(run: Run, data: Data) -> bool:
-    """Whether the run is finished, its checkpoint whole and its own; if not, `resume` says why.
-    Raises UserError where it was made from other data."""
+def finished_before(run: Run | None, model: nn.Module, data: Data) -> bool:
+    """Whether the run is finished, its checkpoint whole and its own; the network then is what the
+    run left. If not, `resume` says why. Raises UserError where it was made from other data."""
+    found = processes.from_first(run and what_it_left(run, model, data))
+    if isinstance(found, dict) and not run:
+        checkpoints.restore(model, found)
+    return bool(found)
+
+
+def what_it_left(run: Run, model: nn.Module, data: Data) -> dict | bool:
+    """The checkpoint of a run that is finished, put into the network; True of one that has
+    diverged, which has none."""
     if not run.finished or run.diverged:
         return run.finished
     try:
         with taken_apart():
             content = read_checkpoint(run.checkpoint)
             run.compare(content["about"])
-            other = of_other_data(content, data)
+            if of_other_data(content, data):
+                instead = "give these another name, or make the run again with --force"
+                raise UserError(
+                    f"{run.csv} was made from other data under the same name: {instead}"
+                )
+            checkpoints.restore(model, content)
+            return content
     except Damaged:
         return False
-    if other:
-        instead = "give these another name, or make the run again with --force"
-        raise UserError(f"{run.csv} was made from other data under the same name: {instead}")
-    return True
 
 
 def of_other_data(content: dict, data: Data) -> bool:
-    """Whether a checkpoint comes from other training images, by their number, mean and
-    deviation."""
-    return any(content[key] != value for key, value in what_data(data).items())
+    """Whether a checkpoint comes from other images: by the training images' number, mean and
+    deviation and, where it has one, by the digest of all splits."""
+    return any(content[key] != value for key, value in what_data(data).items() if key in content)
 
 
 def what_data(data: Data) -> dict:
     mean, std = data.mean_std
-    return {"images": len(data.labels["train"]), "mean": mean.tolist(), "std": std.tolist()}
+    known = {"images": len(data.labels["train"]), "mean": mean.tolist(), "std": std.tolist()}
+    return known | {"digest": data.digest}

@@ -233,7 +233,13 @@ class Run:
                 left_over.unlink(missing_ok=True)
         if self.args.force:
             return self
-        if self.look().rows and not self.diverged and not self.checkpoint.exists():
+        try:
+            self.look()
+        except UserError:
+            self.__exit__()
+            raise
+        kept = self.checkpoint.exists() or self.previous.exists()
+        if self.rows and not self.diverged and not kept:
             note = f"note: {self.csv} is here without its checkpoint; this run takes its place"
             print(note, file=sys.stderr)
         return self
@@ -299,7 +305,8 @@ class Run:
             self.rows = [row | {"status": "diverged"} for row in self.rows]
         place = COLUMNS.index(WHERE[0])
         own = [key for key in self.about if key not in COLUMNS]
-        measures = [key for key in measured if key not in MEASURES]
+        there = dict.fromkeys(itertools.chain(*self.rows))  # of all epochs, if not of this one
+        measures = [key for key in there if key not in (*COLUMNS, *own)]
         columns = [*COLUMNS[:place], *measures, *COLUMNS[place:], *own]
         table = [[row.get(column, "") for column in columns] for row in self.rows]
         write_table(self.csv, columns, table)
@@ -371,6 +378,7 @@ def run_grid(runs: list[Settings], run) -> tuple[int, list[Outcome]]:
 
     if not runs:
         raise UserError("this grid is empty: give each of its flags a value that fits")
+    runs = list({name_run(args).run: args for args in runs}.values())
     if runs[0].dry_run and not rank_zero():
         return 0, []
     there = {name_run(args).run: outcome_on_disk(args) for args in runs}
@@ -388,9 +396,10 @@ def run_grid(runs: list[Settings], run) -> tuple[int, list[Outcome]]:
         print(f"failed: {name}", file=sys.stderr)
     outcomes = [there[name_run(args).run] for args in runs]
     finished = [outcome for outcome in outcomes if outcome and outcome.finished]
-    if len(finished) < len(runs):
+    if finished and len(finished) < len(runs):
         print(f"{len(runs) - len(finished)} of {len(runs)} runs are not in what follows")
-    return int(bool(failed)), finished
+    # what two words of --train mean may be the same run
+    return int(bool(failed)), list({outcome.csv: outcome for outcome in finished}.values())
 
 
 def make(left: list[Settings], total: int, run, there: dict) -> list[str]:
@@ -408,7 +417,8 @@ def make(left: list[Settings], total: int, run, there: dict) -> list[str]:
                 if outcome.code:
                     failed.append(f"{name} (diverged)")
                 elif outcome.finished and not quiet:
-                    told = told_in_a_grid(args, outcome.csv.stem)  # a network of one's own has its
+                    # only now is the name of a network of one's own known
+                    told = told_in_a_grid(args, outcome.csv.stem)
                     bar.write(f"{told}: {float(outcome.rows[-1]['test_acc']):.2f} %")
             except Locked as error:
                 if not any(args is other for other in locked):
@@ -452,14 +462,21 @@ def out_of_time(args: Settings) -> bool:
 
 def estimate(runs: list[Settings], run) -> float:
     """Seconds that `runs` will take one after the other; a dry run tells for all seeds of a
-    setting."""
+    setting, of one that fails nothing: it is named when its turn comes."""
     seconds, known = 0.0, {}
     for args in runs:
         sample = args.but(seed=0, dry_run=True)
         name = name_run(sample).run
         if name not in known:
-            with redirect_stdout(io.StringIO()):
-                known[name] = run(sample).seconds
+            try:
+                with redirect_stdout(io.StringIO()):
+                    known[name] = run(sample).seconds
+            except UserError:
+                raise
+            except Exception as error:
+                if in_one_line(error) is None:
+                    raise
+                known[name] = 0.0
         seconds += known[name]
     return seconds
 

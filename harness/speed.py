@@ -82,14 +82,30 @@ def processor() -> str:
 
 @contextmanager
 def stand_ins(parameters, change):
-    """Within it the data of each of `parameters` are what `change` makes of them."""
-    exact = [(parameter, parameter.data) for parameter in parameters]
-    for parameter, data in exact:
-        parameter.data = change(data)
+    """Within it the data of each of `parameters` are what `change` makes of them, and their `exact`
+    what they were."""
+    parameters = list(parameters)
+    for parameter in parameters:
+        parameter.exact = parameter.data
+        parameter.data = change(parameter.exact)
     try:
         yield
     finally:
-        for parameter, data in exact:
+        for parameter in parameters:
+            parameter.data = parameter.exact
+            del parameter.exact
+
+
+@contextmanager
+def exact_weights(model: nn.Module):
+    """Within it no other data stand in for those of the network's parameters."""
+    replaced = [(p, p.data) for p in model.parameters() if hasattr(p, "exact")]
+    for parameter, _ in replaced:
+        parameter.data = parameter.exact
+    try:
+        yield
+    finally:
+        for parameter, data in replaced:
             parameter.data = data
 
 

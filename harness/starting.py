@@ -10,7 +10,7 @@ import torch
 
 from harness import processes, runs
 from harness.config import SHARED, Process, Settings, flags, parse, parser_for, resolve, script_of
-from harness.errors import UserError, guarded
+from harness.errors import NothingToShow, UserError, guarded
 from harness.parts import spelling
 from harness.runs import COLUMNS, Outcome
 
@@ -74,13 +74,17 @@ def main_of(studies: dict[str, tuple], description: str, argv: list[str] | None 
 
 def run_grid(wanted: list[Settings], run) -> tuple[int, list[Outcome]]:
     """Makes each of the `wanted` runs by `run(args)`, as harness.runs.run_grid says, under its
-    seed. Raises UserError where these leave out values of a list that the command line gave."""
+    seed. Raises UserError where these leave out values of a list that the command line gave, and
+    NothingToShow after a dry run, and where no run is finished."""
     for name, values in wanted[0].varied.items() if wanted else ():
         made = {getattr(args, name) for args in wanted}
         if (name == "seed" or name not in SHARED) and len(made) < len({*values}):
             lists = f"give the list to common.grid(…, {name}=args.varied[{name!r}])"
             raise UserError(f"this script makes no runs for all of --{name}s: {lists}")
-    return runs.run_grid(wanted, seeded(run))
+    code, outcomes = runs.run_grid(wanted, seeded(run))
+    if not outcomes:
+        raise NothingToShow(code)
+    return code, outcomes
 
 
 def seeded(run):

@@ -25,7 +25,7 @@ from filelock import FileLock
 from PIL import Image
 
 import common
-from harness import progress
+from harness import parts, progress
 from harness import runs as records
 from harness.config import Process, parse
 import exp_bn_init
@@ -108,7 +108,7 @@ def test_davis_frank_groups_and_start():
     model = exp_bn_init.normalise_input(model, data, 0.1)
     common.freeze(model, exp_bn_init.all_but_inputs_beta)
     common.origin(model).called = "all"
-    assert common.trained_as(model) == "all"
+    assert parts.trained_as(model) == "all"
     optimizer, scheduler, _ = exp_bn_init.recipe(model, args)
     decay, plain, gamma = optimizer.param_groups
     assert (decay["weight_decay"], plain["weight_decay"], gamma["weight_decay"]) == (1e-4, 0, 0)

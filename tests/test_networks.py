@@ -15,7 +15,7 @@ import pytest
 import torch
 
 import common
-from harness.parts import parts
+from harness.parts import parts, trained_as
 from harness import entries
 
 
@@ -63,7 +63,7 @@ def test_one_choice_has_one_spelling():
         for train in spellings:
             model = common.build_model(args, common.load_data(args))
             common.freeze(model, train)
-            assert common.trained_as(model) == spellings[0], train
+            assert trained_as(model) == spellings[0], train
 
 
 def test_initialisations():

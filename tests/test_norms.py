@@ -13,7 +13,7 @@ import common
 from harness.config import Process, parse
 from harness.files import read_checkpoint, write_checkpoint
 from harness.norms import Calibrated, calibrate
-from harness.parts import parts
+from harness.parts import parts, trained_as
 import exp_bn_only
 import exp_norms
 import predict
@@ -164,7 +164,7 @@ def test_a_transformers_parts():
     weights = [layer.self_attn.in_proj_weight for layer in model.encoder.layers]
     assert not torch.equal(weights[0], weights[1])  # PyTorch copies one layer
     common.freeze(model, "output+norm+input+position")
-    assert common.trained_as(model) == "norm+output+input+position"
+    assert trained_as(model) == "norm+output+input+position"
     common.freeze(model, "random:2")  # as many as the LayerNorms'
     assert common.count_parameters(model)[0] == 2 * 1664
 
