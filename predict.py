@@ -16,6 +16,7 @@ import dataclasses
 import importlib.util
 import itertools
 import sys
+from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -26,7 +27,7 @@ import torch
 from torch import nn
 
 from harness import checkpoints, folders
-from harness.config import Settings, find_device
+from harness.config import Process, Settings, find_device
 from harness.dataset import TORCHVISION
 from harness.errors import Damaged, Parser, UserError, guarded, printable, taken_apart
 from harness.zoo import DEPTHS
@@ -70,7 +71,9 @@ def load(path: Path, device: str) -> Trained:
             args = settings_of(content, device, getattr(script, "Settings", Settings))
             image = torch.zeros(1, *content["size"], dtype=torch.uint8)
             data = common.Images(about["dataset"], content["classes"], {"train": image}, {})
-        model = build(script, args, data)  # a mistake in the user's script shows as it is
+        own = Process(Path(script.__file__)).source  # a mistake in it shows as it is
+        with nullcontext() if own else taken_apart():
+            model = build(script, args, data)
         with taken_apart():
             put_in(model, content, args.train)
             scale = [torch.tensor(content[key], device=args.device) for key in ("mean", "std")]

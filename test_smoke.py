@@ -181,7 +181,7 @@ def test_random_params_end_to_end(capsys):
     assert "6 runs" in out
     assert out.count("(2)") == 3
     assert "random:2+output" in out
-    assert "overtakes bn: random" in out or "none of these" in out
+    assert "overtakes bn+output: random" in out or "none of these" in out
     assert {
         row["experiment"] for path in Path("results").rglob("*[0-9a-f].csv") for row in rows(path)
     } == {"random_params"}
