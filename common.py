@@ -527,7 +527,8 @@ def fit(model: nn.Module, data: Data, args: Settings, recipe=recipe, also=None) 
             step = partial(train_step, optimizer=made.optimizer, args=args)
             with processes.alone(), arithmetic(model, args, data.size):
                 seconds = plan(model, data, args, name.run, step, evaluate)
-        return processes.from_first(Outcome(Path(), [], args.epochs, seconds=seconds))
+        planned = Outcome(Path(), [], args.epochs, seconds=seconds, settings=args, data=data.name)
+        return processes.from_first(planned)
     trained, total = count_parameters(model)
     size = "x".join(map(str, data.size[:2]))
     about = {"params_total": total, "params_trained": trained}

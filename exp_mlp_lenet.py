@@ -234,6 +234,8 @@ def compare(args):
 
 def of_shape(args, hidden):
     if args.arch == "lenet5":
+        if "hidden" in args.given:
+            raise UserError("--hidden is of --arch mlp: leave it out with lenet5")
         return args.but(hidden=[], depth=5)
     return args.but(hidden=hidden, depth=len(hidden) + 1)
 
@@ -249,7 +251,7 @@ def tune(args):
         raise UserError("--tune takes one --bn, one --train and one --seed, and no --dry-run")
     optuna.logging.set_verbosity(optuna.logging.ERROR)
     process = replace(args.process, called="mlp_lenet_tune")  # trials are no runs to average
-    one = {key: values[0] for key, values in args.varied.items()}
+    one, quiet = {key: values[0] for key, values in args.varied.items()}, args.quiet
     args = args.but(**one, process=process, val_fraction=args.val_fraction or 0.2, quiet=True)
     layers, seed = len(args.hidden), args.seed
 
@@ -277,7 +279,8 @@ def tune(args):
     )
     states = optuna.trial.TrialState
     done = len(study.get_trials(states=(states.COMPLETE, states.PRUNED)))
-    with common.progress_bar(total=args.tune, initial=done, unit=" trials") as progress:
+    options = {"initial": done, "unit": " trials", "disable": quiet}
+    with common.progress_bar(total=args.tune, **options) as progress:
         for trial_number in range(done, args.tune):
             # a seed for each trial: one for the study would begin again with every start
             drawn = np.random.SeedSequence([seed, trial_number]).generate_state(1)[0]
@@ -289,9 +292,7 @@ def tune(args):
             elif outcome.finished:
                 study.tell(trial, float(outcome.rows[-1]["val_acc"]))
             else:
-                study.tell(
-                    trial, state=states.FAIL
-                )  # the time limit: the next start goes on with it
+                study.tell(trial, state=states.FAIL)  # the next start goes on with it
                 break
             progress.update()
     report_tuned(args, study, layers)

@@ -343,13 +343,16 @@ class Run:
 
 class Outcome(NamedTuple):
     """What `fit` returns: where the run's records are, its rows as they stand there, and whether it
-    is complete. Of a dry run, how long it would take."""
+    is complete. Of a dry run, how long it would take, the settings that are true of it, and the
+    name of its data."""
 
     csv: Path
     rows: list[dict]
     epochs: int
     again: bool = False  # it was finished before
     seconds: float = 0.0
+    settings: Settings | None = None
+    data: str | None = None
 
     @property
     def finished(self) -> bool:
@@ -381,11 +384,17 @@ def run_grid(runs: list[Settings], run) -> tuple[int, list[Outcome]]:
     runs = list({name_run(args).run: args for args in runs}.values())
     if runs[0].dry_run and not rank_zero():
         return 0, []
-    there = {name_run(args).run: outcome_on_disk(args) for args in runs}
-    left = [args for args in runs if args.force or not there[name_run(args).run]]
+    there = {name_run(args).run: outcome_on_disk(args, name_run(args)) for args in runs}
+    planned = plan([args for args in runs if args.force or not there[name_run(args).run]], run)
+    for args, dry in planned:
+        if dry.settings:  # of a network or data of one's own the name is known by now
+            name = name_run(dry.settings.but(seed=args.seed), dry.data)
+            there[name_run(args).run] = outcome_on_disk(args, name)
+    planned = [(a, dry) for a, dry in planned if a.force or not there[name_run(a).run]]
+    left = [args for args, _ in planned]
     line = f"{len(runs)} runs: {len(runs) - len(left)} finished, {len(left)} to make"
     if left:
-        line += f", in about {duration(estimate(left, run))}"
+        line += f", in about {duration(sum(dry.seconds for _, dry in planned))}"
     print(line)
     if left and left[0].dry_run:
         for args in left:
@@ -449,9 +458,8 @@ def told_in_a_grid(args: Settings, name: str = "") -> str:
     return f"{name} ({told})" if told else name
 
 
-def outcome_on_disk(args: Settings) -> Outcome | None:
-    """What is there of a run that is finished, or has diverged."""
-    name = name_run(args)
+def outcome_on_disk(args: Settings, name: Name) -> Outcome | None:
+    """What is there of a run of this name that is finished, or has diverged."""
     found = Run(args, name, {}, {}).look()
     return Outcome(found.csv, found.rows, args.epochs, again=True) if found.finished else None
 
@@ -460,25 +468,25 @@ def out_of_time(args: Settings) -> bool:
     return time.monotonic() - args.process.began >= 60 * args.time_limit
 
 
-def estimate(runs: list[Settings], run) -> float:
-    """Seconds that `runs` will take one after the other; a dry run tells for all seeds of a
-    setting, of one that fails nothing: it is named when its turn comes."""
-    seconds, known = 0.0, {}
+def plan(runs: list[Settings], run) -> list[tuple[Settings, Outcome]]:
+    """Each of `runs` with the outcome of a dry run of its setting, which is one for all seeds; of
+    one that fails it says nothing: it is named when its turn comes."""
+    known, planned = {}, []
     for args in runs:
         sample = args.but(seed=0, dry_run=True)
         name = name_run(sample).run
         if name not in known:
             try:
                 with redirect_stdout(io.StringIO()):
-                    known[name] = run(sample).seconds
+                    known[name] = run(sample)
             except UserError:
                 raise
             except Exception as error:
                 if in_one_line(error) is None:
                     raise
-                known[name] = 0.0
-        seconds += known[name]
-    return seconds
+                known[name] = Outcome(Path(), [], args.epochs)
+        planned.append((args, known[name]))
+    return planned
 
 
 def duration(seconds: float) -> str:

@@ -14,6 +14,7 @@ from torch import nn
 
 import common
 import exp_bn_init
+import exp_mlp_lenet
 import exp_norms
 import exp_random_params
 import predict
@@ -177,15 +178,19 @@ def test_networks_with_tensors_of_five_dimensions_and_normalisations_without_gam
     assert common.fit(model, data, args).finished
 
 
-def test_predict_opens_what_the_guides_script_has_trained(capsys):
+def test_predict_and_grids_know_what_the_guides_script_has_trained(capsys):
     guide = (HERE / "docs/copying.md").read_text(encoding="utf-8")
     whole, _ = re.findall(r"```python\n(.*?)```", guide, re.DOTALL)
     Path("exp_dropout.py").write_text(whole)
-    forked("exp_dropout.py", *SMALL, "--epochs", 1, "--dropout", 0.6, "--quiet")
+    words = ["exp_dropout.py", *SMALL, "--epochs", 1, "--dropout", 0.6, "--quiet"]
+    forked(*words)
     (checkpoint,) = Path("checkpoints/dropout").glob("*.pt")
     assert predict.main([str(checkpoint), "--dataset", "digits"]) == 0
     right = float(rows(the_csv())[-1]["test_acc"])
     assert f"{right:.2f} % of 359 test images" in capsys.readouterr().out
+    # and its grid knows what is finished, though the network's name is not --arch's
+    assert "2 runs: 1 finished, 1 to make" in forked(*words, "--seeds", 0, 1).out
+    assert "2 runs: 2 finished, 0 to make" in forked(*words, "--seeds", 0, 1).out
 
 
 def test_predict_shows_a_mistake_in_the_script_as_it_is():
@@ -333,3 +338,25 @@ def test_a_run_of_another_network_under_the_same_name_leaves_no_lock():
     csv.write_text(csv.read_text().replace(",8x8,", ",9x9,"))
     assert run("--epochs", 1) == 2
     assert not list(csv.parent.glob(".*.lock"))
+
+
+def test_what_has_no_part_in_a_network_is_refused(capsys):
+    assert exp_mlp_lenet.main(["--dataset=digits", "--arch=lenet5", "--hidden", "100"]) == 2
+    assert "--hidden is of --arch mlp" in capsys.readouterr().err
+
+
+def test_a_network_of_ones_own_takes_any_depth():
+    settings = '@dataclass\nclass Settings(common.Settings):\n    arch: str = "mine"\n'
+    script(
+        "mine",
+        settings
+        + "from torch import nn\n"
+        + "def deep(args, size, classes):\n"
+        + "    layers = [nn.Linear(64, 64) for _ in range(args.depth - 1)]\n"
+        + "    return nn.Sequential(nn.Flatten(), *layers, nn.Linear(64, classes))\n"
+        + PLAIN.replace("build_model(args, data)", "build_model(args, data, deep)"),
+    )
+    quick = [word for word in SMALL if word not in ("--depth", "8")]
+    forked("exp_mine.py", *quick, "--epochs", 1, "--depth", 3, "--train", "bias", "--quiet")
+    assert rows(the_csv())[0]["depth"] == "3"
+    assert the_csv().name.startswith("mine3-")
