@@ -246,11 +246,11 @@ def build_model(args: Settings, data: Data, build=network) -> nn.Module:
         asked = args if build is network else Noting(args)
         model = build(asked, data.size, len(data.classes))
     initialise(model, args.seed, args.gamma_init, args.beta_init, args.weight_init)
-    model.origin = Origin(args.seed)
+    model._origin = Origin(args.seed)
     if build is not network and args.arch in DEPTHS:  # --arch names another network than this
-        model.origin.name = getattr(build, "__name__", type(model).__name__)
-        model.origin.read = frozenset(asked.read)
-        model.origin.asked = {"arch": args.arch, "depth": args.depth, "width": args.width}
+        model._origin.name = getattr(build, "__name__", type(model).__name__)
+        model._origin.read = frozenset(asked.read)
+        model._origin.asked = {"arch": args.arch, "depth": args.depth, "width": args.width}
     flat = all(parameter.dim() < 5 for parameter in model.parameters())
     layout = torch.channels_last if flat else torch.preserve_format
     return model.to(args.device, memory_format=layout)

@@ -34,10 +34,10 @@ class Origin:
 
 def origin(model: nn.Module) -> Origin:
     """That of a network, or of the network inside it."""
-    found = [module.origin for module in model.modules() if hasattr(module, "origin")]
+    found = [module._origin for module in model.modules() if hasattr(module, "_origin")]
     if not found:  # of a network that a script has built by itself
         found = [Origin(name=type(model).__name__.lower())]
-        model.origin = found[0]
+        model._origin = found[0]
     return found[0]
 
 

@@ -128,11 +128,11 @@ def test_a_predicate_keeps_its_name_where_no_word_has_one():
     class Scaled(nn.Module):
         def __init__(self, classes):
             super().__init__()
-            self.scale = nn.Parameter(torch.ones(64))
+            self.scale, self.origin = nn.Parameter(torch.ones(64)), nn.Parameter(torch.zeros(64))
             self.output = nn.Linear(64, classes)
 
         def forward(self, x):
-            return self.output(x.flatten(1) * self.scale)
+            return self.output(x.flatten(1) * self.scale + self.origin)
 
     model = build(arguments(), lambda args, size, classes: Scaled(classes))[1]
     common.freeze(model, lambda name, module, p: name == "scale", called="scale alone")
