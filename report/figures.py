@@ -43,6 +43,7 @@ from report.sweeps import (
     settings_of,
     shared_settings,
     sweeps,
+    texts,
     usual_start,
 )
 
@@ -374,7 +375,7 @@ def longer_runs(runs: pd.DataFrame, drawn: pd.DataFrame) -> Iterator[tuple[str, 
         lines = drawn[(drawn.train == train) & ~of_users(drawn)]
         if len(lines) and train != "none" and lines.epochs.max() < 160:
             shared = [c for c in settings_of(runs) if c not in ("epochs", "depth", "experiment")]
-            same = cell[shared].astype(str).eq(lines[shared].astype(str).iloc[0]).all(axis=1)
+            same = texts(cell[shared]).eq(texts(lines[shared]).iloc[0]).all(axis=1)
             if same.any():
                 yield f"{train}, 160 epochs ({seeds(cell[same])})", cell[same]
 

@@ -42,6 +42,11 @@ def settings_of(runs: pd.DataFrame) -> list[str]:
     return [column for column in columns[: columns.index("record")] if column not in NO_SETTINGS]
 
 
+def texts(settings):
+    """A table or row of settings as text, to be compared: what is missing is empty."""
+    return settings.astype(object).where(settings.notna(), "").astype(str)
+
+
 def distinct(runs: pd.DataFrame) -> pd.DataFrame:
     """Each run once: where settings are equal, those of the scripts that share their runs are equal
     too, and have an empty `experiment`. One of this collection's scripts that was edited, and each
@@ -119,9 +124,9 @@ def sweeps(runs: pd.DataFrame, *varied: str) -> Iterator[tuple[str, pd.DataFrame
     untrained = untrained.drop_duplicates([*network, "seed"], keep="last")
     start = [column for column in shared if column not in RECIPE]
     found = [sweep for _, sweep in trained.groupby(shared, dropna=False)]
-    kinds = [tuple(sweep.iloc[0][start].astype(str)) for sweep in found]
+    kinds = [tuple(texts(sweep.iloc[0][start])) for sweep in found]
     alike = {
-        tuple(cell.iloc[0][start].astype(str)): cell
+        tuple(texts(cell.iloc[0][start])): cell
         for _, cell in untrained.groupby(start, dropna=False)
     }
     largest: dict[tuple, int] = {}
@@ -144,7 +149,7 @@ def sweeps(runs: pd.DataFrame, *varied: str) -> Iterator[tuple[str, pd.DataFrame
 def shared_settings(sweep: pd.DataFrame, *varied: str) -> tuple[str, ...]:
     """The settings that the runs of a sweep share, to be compared with those of another."""
     shared = [column for column in settings_of(sweep) if column not in varied]
-    return tuple(sweep.iloc[0][shared].astype(str))
+    return tuple(texts(sweep.iloc[0][shared]))
 
 
 def title(sweep: pd.DataFrame, varied: tuple[str, ...] = ()) -> str:
@@ -210,10 +215,10 @@ def beside(runs: pd.DataFrame, sweep: pd.DataFrame) -> Iterator[tuple[str, pd.Da
     of_network = ("experiment", "arch", "depth", "width", "train", "hidden")
     shared = [c for c in settings_of(sweep) if c in COLUMNS and c not in of_network]
     others = runs[of_users(runs) & (runs.arch != sweep.arch.iloc[0])]
-    recipe = sweep[sweep.train != "none"].iloc[:1].astype(str)
+    recipe = sweep[sweep.train != "none"].iloc[:1]
     if recipe.empty or others.empty:
         return
-    equal = others[shared].astype(str).eq(recipe.iloc[0][shared]).all(axis=1)
+    equal = texts(others[shared]).eq(texts(recipe[shared]).iloc[0]).all(axis=1)
     own = [column for column in settings_of(runs) if column not in (*COLUMNS, *USUAL)]
     by = ["experiment", "arch", "width", "train", *own]
     for (experiment, arch, width, train, *values), cell in cells(others[equal], *by):
@@ -252,7 +257,7 @@ def matched(sweep: pd.DataFrame) -> Iterator[tuple[pd.DataFrame, pd.DataFrame]]:
 def methods(runs: pd.DataFrame) -> pd.Series:
     """What has a learning rate of its own, as a key: every setting but OF_TRIALS."""
     settings = [column for column in settings_of(runs) if column not in OF_TRIALS]
-    keys = map(tuple, runs[settings].astype(str).to_numpy())
+    keys = map(tuple, texts(runs[settings]).to_numpy())
     return pd.Series(list(keys), runs.index, dtype=object)
 
 

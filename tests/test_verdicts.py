@@ -6,7 +6,7 @@ import pandas as pd
 import pytest
 
 import plots
-from report import stats, sweeps
+from report import figures, stats, sweeps
 from report.runs import read_runs
 from report.sweeps import distinct, usual_start
 from tests.test_plots import difference, pretend, verdicts
@@ -95,6 +95,20 @@ def test_a_longer_run_of_too_few_seeds_is_shown_and_not_judged(capsys):
     assert printed.count("| pruned − as trained, depth 14 |") == 2
     assert "too few to be judged (1 seed)" in printed
     assert "Claim 5" not in printed  # it has one case
+
+
+def test_a_full_length_run_stands_beside_a_shorter_line_of_its_recipe():
+    for seed in range(2):
+        for depth in (14, 32):
+            pretend(seed, 50, train="bn", depth=depth)
+    pretend_in_full(0)
+    other = pretend(1, 60, train="bn", epochs=160, lr=0.5)
+    row = pd.read_csv(other)
+    pd.concat([row.assign(epoch=epoch) for epoch in range(1, 161)]).to_csv(other, index=False)
+    runs = distinct_runs()
+    ((label, cell),) = figures.longer_runs(runs, sweeps.labelled(runs[runs.epochs < 160]))
+    assert label == "bn, 160 epochs (1 seed)"
+    assert len(cell) == 1
 
 
 def test_what_alone_is_untrained_is_shown():
