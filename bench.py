@@ -562,7 +562,7 @@ def kinds_of_norm(args: Settings, threads: int) -> list[dict]:
     return rows
 
 
-def beside(args: Settings) -> list[dict]:
+def beside(args: Settings, threads: int) -> list[dict]:
     """A row per neighbours: all parts of the loop, with the threads that a run takes by itself.
     Where these are several, once with the number of rounds that they spin before they sleep as
     harness/__init__.py sets it, and once with libgomp's own."""

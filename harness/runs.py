@@ -385,7 +385,8 @@ def run_grid(runs: list[Settings], run) -> tuple[int, list[Outcome]]:
     if runs[0].dry_run and not rank_zero():
         return 0, []
     there = {name_run(args).run: outcome_on_disk(args, name_run(args)) for args in runs}
-    planned = plan([args for args in runs if args.force or not there[name_run(args).run]], run)
+    missing = [args for args in runs if args.force or not there[name_run(args).run]]
+    planned = dry_runs(missing, run)
     for args, dry in planned:
         if dry.settings:  # of a network or data of one's own the name is known by now
             name = name_run(dry.settings.but(seed=args.seed), dry.data)
@@ -468,7 +469,7 @@ def out_of_time(args: Settings) -> bool:
     return time.monotonic() - args.process.began >= 60 * args.time_limit
 
 
-def plan(runs: list[Settings], run) -> list[tuple[Settings, Outcome]]:
+def dry_runs(runs: list[Settings], run) -> list[tuple[Settings, Outcome]]:
     """Each of `runs` with the outcome of a dry run of its setting, which is one for all seeds; of
     one that fails it says nothing: it is named when its turn comes."""
     known, planned = {}, []
