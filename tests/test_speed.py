@@ -450,3 +450,19 @@ def test_a_graphed_step_makes_every_step_once_at_its_rate(monkeypatch, words):
     assert all(
         torch.allclose(a, b, rtol=1e-4, atol=1e-6) for a, b in zip(*found, strict=True)
     )  # a rate is a float32 there, and rounded
+
+
+def test_a_busy_machine_is_compared_with_a_quiet_one(monkeypatch):
+    """With measurements that are given: the neighbours are started, and stopped."""
+    seconds = iter((2.0, 4.0, 8.0))
+    monkeypatch.setattr(bench, "in_processes", lambda *how: [{"epoch_s": next(seconds)}])
+    monkeypatch.setattr(bench.time, "sleep", lambda seconds: None)
+    words = ["--busy", "--turns", "1", "--images", "100", "--image-size", "8", "--device", "cpu"]
+    assert bench.main(words) == 0
+    (path,) = Path("results/bench").glob("*-busy.csv")
+    table = pd.read_csv(path).set_index("variant")
+    assert table.speedup.to_dict() == {
+        "beside nothing": 1.0,
+        "beside two loops": 0.5,
+        "beside two trainings of two threads": 0.25,
+    }
