@@ -136,14 +136,15 @@ def sweeps(runs: pd.DataFrame, *varied: str) -> Iterator[tuple[str, pd.DataFrame
         if kind in alike and len(sweep) == largest[kind]:
             found[i] = pd.concat([sweep, alike[kind]])
     found += [cell for kind, cell in alike.items() if kind not in largest]
-    by_title: dict[str, list[pd.DataFrame]] = {}
-    for sweep in found:
-        by_title.setdefault(title(sweep, varied), []).append(sweep)
-    for sweep in found:
-        about, first = title(sweep, varied), sweep.iloc[0]
-        twins = [twin.iloc[0] for twin in by_title[about]]
-        differ = [c for c in shared if len({str(twin[c]) for twin in twins}) > 1 and c != "train"]
-        yield ", ".join([about, *(f"{column} {first[column]}" for column in differ)]), sweep
+    titles = [title(sweep, varied) for sweep in found]
+    twins: dict[str, list[pd.Series]] = {}
+    for about, sweep in zip(titles, found, strict=True):
+        twins.setdefault(about, []).append(sweep.iloc[0])
+    for about, sweep in zip(titles, found, strict=True):
+        values = {column: {str(twin[column]) for twin in twins[about]} for column in shared}
+        differ = [column for column in shared if len(values[column]) > 1 and column != "train"]
+        own = [f"{column} {sweep.iloc[0][column]}" for column in differ]
+        yield ", ".join([about, *own]), sweep
 
 
 def shared_settings(sweep: pd.DataFrame, *varied: str) -> tuple[str, ...]:
