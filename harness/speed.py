@@ -54,15 +54,25 @@ def has_bf16(device: torch.device) -> bool:
     """Whether the hardware multiplies bf16: elsewhere it can be slower than fp32 by orders of
     magnitude (pytorch #183815)."""
     if device.type == "cpu":
-        return torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
+        return bool(cpu_bf16())
     return device.type == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False)
 
 
+def cpu_bf16() -> str:
+    """What a CPU multiplies bf16 with, if anything: matrices (AMX) or vectors."""
+    if torch.cpu._is_amx_tile_supported():
+        return "AMX"
+    return "AVX-512 bf16" if torch.cpu._is_avx512_bf16_supported() else ""
+
+
 def device_name(device: torch.device) -> str:
-    """What the records call a device: by the name of the GPU, or of the processor."""
+    """What the records call a device: by the name of the GPU, or of the processor and, since
+    virtual machines of one name can have or lack it, what that multiplies bf16 with."""
     if device.type == "cuda":
         return torch.cuda.get_device_name(device)
-    return f"cpu ({processor()})" if device.type == "cpu" else str(device)
+    if device.type == "cpu":
+        return f"cpu ({', '.join(filter(None, [processor(), cpu_bf16()]))})"
+    return str(device)
 
 
 @cache

@@ -195,6 +195,7 @@ def test_dry_run_tells_and_writes_nothing(capsys):
     out = capsys.readouterr().out
     assert "1,322 of" in out
     assert "gamma 336" in out
-    assert f"seconds on cpu ({speed.processor()}): 3 epochs of" in out
+    assert f"seconds on cpu ({speed.processor()}" in out
+    assert ": 3 epochs of" in out
     assert ".csv" in out
     assert not files()

@@ -328,6 +328,17 @@ def test_compiled_blocks_calculate_what_eager_ones_do(quickly_compiled):
 
 
 @pytest.mark.parametrize(
+    "amx, avx, ends", [(1, 1, ", AMX)"), (0, 1, ", AVX-512 bf16)"), (0, 0, "")]
+)
+def test_a_processor_says_what_it_multiplies_bf16_with(amx, avx, ends, monkeypatch):
+    monkeypatch.setattr(torch.cpu, "_is_amx_tile_supported", lambda: bool(amx))
+    monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda: bool(avx))
+    name = speed.device_name(torch.device("cpu"))
+    assert name == f"cpu ({speed.processor()}{ends or ')'}"
+    assert speed.has_bf16(torch.device("cpu")) == bool(ends)
+
+
+@pytest.mark.parametrize(
     "given, words, threads", [(None, [], 1), (None, ["--image-size", "16"], 2), ("2", [], 2)]
 )
 def test_small_images_take_one_thread_unless_told_otherwise(given, words, threads):
