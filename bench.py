@@ -86,9 +86,9 @@ EAGER = (
 )
 PARTS = (*EAGER, "CUDA graph", "compiled blocks")
 COLUMNS = (
-    "device threads torch commit arch depth width train image_size batch_size variant processes "
-    "threads_each workers train_images_per_s test_images_per_s epoch_s speedup peak_mb limit_s "
-    "limited_by share_of_limit start_s share_of_step turns"
+    "device threads torch commit arch depth width train image_size batch_size precision variant "
+    "processes threads_each workers train_images_per_s test_images_per_s epoch_s speedup peak_mb "
+    "limit_s limited_by share_of_limit start_s share_of_step turns"
 ).split()
 
 
@@ -624,17 +624,18 @@ def bench(args: Settings) -> int:
             raise common.UserError(f"--train none trains nothing: {instead}")
         name = fast.device_name(one.device)
         about = {"device": name, "threads": threads, "torch": torch.__version__, "commit": commit()}
-        network = "arch depth width train image_size batch_size turns".split()
-        about |= {key: getattr(one, key) for key in network}
+        setting = "arch depth width train image_size batch_size precision turns".split()
+        about |= {key: getattr(one, key) for key in setting}
         trained, machine = one.train.replace(":", ""), name.replace(" ", "-")
         what = f"{one.arch}{one.depth}-w{one.width}-{trained}-{one.image_size}px-b{one.batch_size}"
+        what += f"-{one.precision}"
         path = Path(args.results, "bench", f"{machine}-{threads}-{what}{kind}.csv")
         path.parent.mkdir(parents=True, exist_ok=True)
         rows = [about | row for row in measure(one, threads)]
         write_table(path, COLUMNS, [[row.get(column, "") for column in COLUMNS] for row in rows])
         size = f"batches of {one.batch_size} images of {one.image_size}x{one.image_size}"
         where = f"on {name}, {threads} threads: medians of {one.turns} turns"
-        print(f"\n{one.arch}-{one.depth}, {one.train}, {size} {where}")
+        print(f"\n{one.arch}-{one.depth}, {one.train}, {one.precision}, {size} {where}")
         shown = COLUMNS[COLUMNS.index("variant") : -1]
         table = pd.DataFrame(rows, columns=shown).dropna(axis="columns", how="all")
         print(table.to_string(index=False, na_rep="", float_format="{:.4g}".format))

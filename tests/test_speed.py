@@ -154,8 +154,12 @@ def test_the_bench_measures_every_variant(monkeypatch, capsys):
     assert list(tables[True].processes) == [
         n for n in (1, 2, 4, 8, 16, 32, 64) if n <= torch.get_num_threads()
     ]
+    (precision,) = loops.precision.unique()
+    assert precision == ("bf16" if speed.has_bf16(torch.device("cpu")) else "fp32")
     assert plots.main(["--only", "speed"]) == 0
-    assert f"| plain | {loops.train_images_per_s[0]:,.0f} |" in Path("tables/speed.md").read_text()
+    table = Path("tables/speed.md").read_text()
+    assert f"| plain | {loops.train_images_per_s[0]:,.0f} |" in table
+    assert f"batches of 50, {precision}, {torch.get_num_threads()} threads" in table
     for wrong, says in (
         ("--epochs 3", "unrecognized arguments: --epochs"),
         ("--dry-run", "unrecognized arguments: --dry-run"),
