@@ -91,7 +91,7 @@ class Settings(common.Settings):
         several=True,
         metavar="UNITS",
     )
-    norm: str = flag("bn", "bn, gn:G, ln, in, rms, calibrated, none", kind, metavar="KIND")
+    norm: str = flag("bn", f"bn, gn:G, {', '.join(KINDS)}", kind, metavar="KIND")
     bn: str = flag(
         "before",
         "where the normalisation stands to the activation, in a resnet",
