@@ -28,14 +28,14 @@ from torch.nn.utils import parametrize
 
 from harness import checkpoints, folders, onednn, processes, speed
 from harness.config import Noting, Settings, constant
-from harness.dataset import TORCHVISION, Data, checked, load_torchvision, make_splits, on_device
-from harness.dataset import resize, split_batches
+from harness.dataset import TORCHVISION, Data, checked, digest_of, load_torchvision, make_splits
+from harness.dataset import on_device, resize, split_batches
 from harness.entries import put_random_entries
 from harness.errors import UserError
 from harness.estimate import plan
 from harness.norms import ends_without_gradient
-from harness.parts import Origin, check_held, check_name, count_parameters, inner_layers
-from harness.parts import names_of, norms, origin, owned, trainable
+from harness.parts import LAYERS, Origin, check_name, check_recipe, count_parameters
+from harness.parts import inner_layers, names_of, norms, origin, owned, trainable
 from harness.processes import first_goes_first, share
 from harness.progress import progress_bar, tell
 from harness.recording import Recorder, as_trained, finished_before, own_measures
@@ -47,7 +47,7 @@ from harness.zoo import DEPTHS, imagenet_resnet, vgg
 # Not used here, but by experiments: their flags, their start, a grid's runs.
 from harness.config import ALWAYS, AUGMENTED, changed, command, flag, number  # noqa: F401
 from harness.errors import RunError  # noqa: F401
-from harness.runs import mean_and_deviation, table_of  # noqa: F401
+from harness.runs import mean_and_deviation, table_of, tables_of  # noqa: F401
 from harness.starting import grid, main, main_of, resolved, run_grid  # noqa: F401
 
 # -------------------------------------------------------------------------------------------- seeds
@@ -120,6 +120,7 @@ class Streamed(folders.Streamed):
 def load_data(args: Settings) -> Data:
     """The data set that `args` names, on its device. Raises UserError where it is absent or not as
     it must be."""
+    source = ""
     with first_goes_first():
         if args.dataset == "imagenet":
             paths, labels, classes = folders.list_imagenet(Path(args.data or "data/imagenet"))
@@ -128,13 +129,16 @@ def load_data(args: Settings) -> Data:
             images, labels, classes = folders.load_folder(
                 Path(args.data), args.image_size, args.workers, args.quiet
             )
+            source = digest_of(images, labels)[:6]
         elif args.dataset == "digits":
             images, labels, classes = load_digits()
         elif args.dataset not in TORCHVISION:
             raise UserError(f"there is no data set {args.dataset}: make_data makes one of arrays")
         else:
             images, labels, classes = load_torchvision(args.dataset, Path(args.data or "data"))
-        return make_data(args, dataset_name(args), images, labels, classes)
+        data = make_data(args, dataset_name(args), images, labels, classes)
+        data.source = source
+        return data
 
 
 def make_data(args: Settings, name: str, images, labels, classes=None) -> Data:
@@ -239,7 +243,7 @@ def build_model(args: Settings, data: Data, build=network) -> nn.Module:
     """`build(args, size, classes)`, any nn.Module, at the random start of its seed, on the device.
 
     Convolutions, linear layers and normalisations start as `initialise` says; whatever else the
-    network has starts as its constructor draws it, under the seed."""
+    network has, transposed convolutions too, starts as its constructor draws it, under the seed."""
     speed.prepare(args.device, data.size)  # threads: factorisations round differently on several
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(stream_seed(args.seed, "weights"))
@@ -288,7 +292,7 @@ def initialise(
     linear layer has PyTorch's default, U(±1/√fan_in)."""
     weights, affine = generator(seed, "weights"), generator(seed, "batchnorm")
     for layer in model.modules():
-        if isinstance(layer, (nn.Conv2d, nn.Linear)):
+        if isinstance(layer, LAYERS):
             weight = layer.weight  # of a parametrised layer what it is computed to be
             WEIGHT_INITS[weight_init](weight, weights)
             if parametrize.is_parametrized(layer, "weight"):
@@ -518,8 +522,8 @@ def fit(model: nn.Module, data: Data, args: Settings, recipe=recipe, also=None) 
         what = type(made).__name__
         raise UserError(f"a recipe returns common.Recipe or common.scheduled(…), not a {what}")
     if made.optimizer:
-        check_held(model, made.optimizer)
-    asked, args = args, as_trained(model, args, made)
+        check_recipe(model, made.optimizer, made.scheduler)
+    asked, args = args, as_trained(model, args, made, used.read)
     name = name_run(args, data.name)
     if args.dry_run:
         seconds = 0.0
@@ -533,6 +537,7 @@ def fit(model: nn.Module, data: Data, args: Settings, recipe=recipe, also=None) 
     size = "x".join(map(str, data.size[:2]))
     about = {"params_total": total, "params_trained": trained}
     about |= {"image_size": size, "classes": len(data.classes)}
+    about |= {"data": data.source} if data.source else {}
     where = {"device": device_name(args.device), "threads": torch.get_num_threads()}
     where |= {"torch": torch.__version__, "commit": commit()}
     if processes.first():

@@ -217,12 +217,12 @@ def run_frankle(args):
 
 def frankle(args):
     code, outcomes = common.run_grid(common.grid(args), run_frankle)
-    print("\ntest accuracy in %, mean ± sample standard deviation (seeds)")
     settings = ["depth", "train", "gamma_init", "beta_init", "weight_init"]
-    table = common.table_of(outcomes)
-    for setting, cell in table.groupby(settings, sort=False, dropna=False):
-        named = "depth {}, {}: γ {}, β {}, weights {}".format(*setting)
-        print(f"  {named:<64}", common.mean_and_deviation(cell.test_acc))
+    for rows in common.tables_of(outcomes, args, *settings):
+        print("\ntest accuracy in %, mean ± sample standard deviation (seeds)")
+        for setting, cell in rows.groupby(settings, sort=False, dropna=False):
+            named = "depth {}, {}: γ {}, β {}, weights {}".format(*setting)
+            print(f"  {named:<64}", common.mean_and_deviation(cell.test_acc))
     return code
 
 

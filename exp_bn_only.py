@@ -15,7 +15,7 @@ import sys
 import common
 
 COMPARE = {  # what to train next, and why
-    "bn": ("output", "the output layer alone does far worse"),
+    "bn": ("output", "beside it, the output layer alone"),
     "output": ("all", "and everything together"),
 }
 

@@ -68,7 +68,8 @@ def compare(args):
         lists = {"depth": [depth], "width": [width]}
         runs += common.grid(args, **lists, train=args.varied["train"], seed=args.varied["seed"])
     code, outcomes = common.run_grid(runs, run)
-    report(common.table_of(outcomes), shapes)
+    for rows in common.tables_of(outcomes, args, "depth", "width", "train"):
+        report(rows, shapes)
     return code
 
 

@@ -157,11 +157,10 @@ def load_table(args):
         table = getattr(sklearn.datasets, f"load_{args.dataset}")()
         features, labels, classes = table.data, table.target, list(map(str, table.target_names))
     features, labels = {"train": features.astype(np.float32)}, {"train": labels.astype(np.int64)}
+    source = common.digest_of(features, labels)[:6] if args.dataset == "csv" else ""
     common.make_splits(features, labels, args)
-    name, device = common.dataset_name(args), args.device
-    return Table(
-        name, classes, common.on_device(features, device), common.on_device(labels, device)
-    )
+    features, labels = (common.on_device(rows, args.device) for rows in (features, labels))
+    return Table(common.dataset_name(args), classes, features, labels, source)
 
 
 def read_csv(path, target):
@@ -225,11 +224,16 @@ def compare(args):
             continue  # without BatchNorm there is no γ to train beside the other choices
         runs += common.grid(args, bn=[bn], train=[train], seed=args.varied["seed"])
     code, outcomes = common.run_grid(runs, run)
+    for rows in common.tables_of(outcomes, args, "bn", "train"):
+        report(rows)
+    return code
+
+
+def report(rows):
     print("\ntest accuracy in %, mean ± sample standard deviation (seeds)")
-    for (bn, train), cell in common.table_of(outcomes).groupby(["bn", "train"], sort=False):
+    for (bn, train), cell in rows.groupby(["bn", "train"], sort=False):
         accuracy, trained = common.mean_and_deviation(cell.test_acc), cell.params_trained.iloc[0]
         print(f"  BatchNorm {bn:<8} {train:<16} {accuracy:<20} {trained:,} trained")
-    return code
 
 
 def of_shape(args, hidden):

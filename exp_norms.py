@@ -196,7 +196,8 @@ def compare(args):
         lists = {name: args.varied[name] for name in ("depth", "lr", "seed")}
         runs += common.grid(args, norm=[norm], train=trains, **lists)
     code, outcomes = common.run_grid(runs, run)
-    report(common.table_of(outcomes))
+    for rows in common.tables_of(outcomes, args, "depth", "train", "norm", "lr"):
+        report(rows)
     return code
 
 

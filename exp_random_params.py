@@ -58,7 +58,9 @@ def sweep(args):
     depths, widths, seeds = (args.varied[name] for name in ("depth", "width", "seed"))
     runs = common.grid(args, depth=depths, width=widths, train=trains, seed=seeds)
     code, outcomes = common.run_grid(runs, run)
-    report(common.table_of(outcomes), list(dict.fromkeys(one.train for one in runs)))
+    trains = list(dict.fromkeys(one.train for one in runs))
+    for rows in common.tables_of(outcomes, args, "depth", "width"):
+        report(rows, trains)
     return code
 
 

@@ -25,7 +25,7 @@ from pathlib import Path
 
 import pandas as pd
 
-from harness.errors import Parser, UserError, cannot_write, guarded, printable, warn
+from harness.errors import Parser, UserError, cannot_write, guarded, printable
 from harness.runs import file_name
 from report import claims, figures, tables  # noqa: F401, they fill the registry
 from report.registry import FIGURES, TABLES
@@ -34,6 +34,7 @@ from report.stats import Difference, Mean
 from report.sweeps import by_data, distinct
 from report.tables import Table
 
+RESULTS = Path("results")
 IN_FULL = ("accuracy", "claims")  # the tables that are printed without being asked for
 FORMATS = ["md", "tex", "csv", "png", "pdf"]
 LATEX = str.maketrans(
@@ -174,7 +175,7 @@ def parser() -> Parser:
     p.add_argument(
         "--results",
         type=Path,
-        default=Path("results"),
+        default=RESULTS,
         metavar="FOLDER",
         help="the runs that are read (default results)",
     )
@@ -210,7 +211,8 @@ def main(argv=None) -> int:
         if args.pack and (args.dataset or args.only or args.format != FORMATS):
             raise UserError("--pack writes all runs: leave out --dataset, --only and --format")
         folders = [args.results, *args.others]
-        check("--results", args.results)
+        if not (args.others and args.results == RESULTS):  # where nothing need have been run yet
+            check("--results", args.results)
         for folder in args.others:
             check("--with", folder)
         with writing(args.pack or args.out, "--pack" if args.pack else "--out"):
@@ -232,7 +234,9 @@ def check(flag: str, folder: Path) -> None:
     except OSError as error:  # no folder can have this name
         raise UserError(f"{flag} {folder}: {error.strerror}") from None
     if not found:
-        warn(f"{folder} is no folder: {flag} names one that holds runs")
+        raise UserError(
+            f"{folder} is no folder: {flag} names one that holds runs, such as evidence"
+        )
 
 
 @contextmanager

@@ -29,7 +29,7 @@ from torch import nn
 from harness import checkpoints, folders
 from harness.config import Process, Settings, find_device
 from harness.dataset import TORCHVISION
-from harness.errors import Damaged, Parser, UserError, guarded, printable, taken_apart
+from harness.errors import Damaged, Parser, UserError, guarded, printable, taken_apart, warn
 from harness.zoo import DEPTHS
 from harness.files import read_checkpoint
 from harness.parts import is_shortcut
@@ -72,6 +72,9 @@ def load(path: Path, device: str) -> Trained:
             image = torch.zeros(1, *content["size"], dtype=torch.uint8)
             data = common.Images(about["dataset"], content["classes"], {"train": image}, {})
         own = Process(Path(script.__file__)).source  # a mistake in it shows as it is
+        if own != about.get("script", "") and content["version"] > 1:
+            changed = f"{Path(script.__file__).name}, or what it imports, has changed since"
+            warn(f"{changed}: what it builds now need not be the network of {path}")
         with nullcontext() if own else taken_apart():
             model = build(script, args, data)
         with taken_apart():
@@ -236,6 +239,9 @@ def batches(trained: Trained, paths: list[Path]):
         pixels = folders.decode(paths, (width, height), 1, quiet=True)
         if channels == 1:
             pixels = np.rint(pixels @ GRAY).astype(np.uint8)[..., None]
+        elif channels != 3:
+            instead = "ask for its accuracy with --dataset"
+            raise UserError(f"{trained.path} knows images of {channels} channels: {instead}")
         images = {"test": torch.from_numpy(pixels).to(trained.args.device)}
         data = common.Images("", [], images, labels)
     data.mean_std = trained.data.mean_std

@@ -13,6 +13,7 @@ in one place.
 from __future__ import annotations
 
 import argparse
+import ast
 import dataclasses
 import hashlib
 import importlib.util
@@ -23,6 +24,7 @@ import re
 import shlex
 import sys
 import time
+import typing
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cache, partial
@@ -169,7 +171,7 @@ class Process:
 
     def __post_init__(self):
         if self.script.is_file():
-            source_digest(self.script)  # now: the script may be edited while it runs
+            source_of(self.script)  # now: the script may be edited while it runs
 
     @property
     def experiment(self) -> str:
@@ -178,23 +180,68 @@ class Process:
 
     @property
     def source(self) -> str:
-        """Six digits of the script's SHA-256, empty for a script of this collection as it came."""
-        if not self.script.is_file():
-            return ""
-        digest = source_digest(self.script)
-        return "" if ours().get(self.script.name) == digest else digest
+        """What tells an edited script, as `source_of` says; empty where there is none."""
+        return source_of(self.script) if self.script.is_file() else ""
 
 
 @cache
 def ours() -> dict[str, str]:
-    """The digests of this collection's scripts as they came: the names of their runs do not depend
-    on their source. A test compares them, and says what belongs here."""
+    """The digests of common.py and of this collection's scripts as they came: the names of their
+    runs do not depend on their source. A test compares them, and says what belongs here."""
     return json.loads(Path(__file__).with_name("ours.json").read_text())
 
 
+def source_digest(*files: Path) -> str:
+    """Six digits of the SHA-256 of what is written in `files`."""
+    written = b"".join(file.read_bytes() for file in files)
+    return hashlib.sha256(written.replace(b"\r\n", b"\n")).hexdigest()[:6]
+
+
 @cache
-def source_digest(script: Path) -> str:
-    return hashlib.sha256(script.read_bytes().replace(b"\r\n", b"\n")).hexdigest()[:6]
+def source_of(script: Path) -> str:
+    """The `source_digest` of a script and of the files beside it that it imports, without those
+    that are of this collection and as they came; empty where all are."""
+    files = [script, *sorted(imported(script) - {script})]
+    own = [file for file in files if ours().get(file.name) != source_digest(file)]
+    return source_digest(*own) if own else ""
+
+
+def imported(script: Path) -> set[Path]:
+    """The files in a script's folder that it imports, and those that these import in turn, but for
+    harness/ and report/."""
+    found, left = set(), [script]
+    while left:
+        new = files_of(names_imported(left.pop()), script.parent) - found
+        found |= new
+        left += new
+    return found
+
+
+def names_imported(file: Path) -> set[str]:
+    names = set()
+    try:
+        tree = ast.parse(file.read_bytes())
+    except (SyntaxError, ValueError):  # of a module that nothing imports in truth
+        return names
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            names |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom) and node.module and not node.level:
+            names |= {node.module, *(f"{node.module}.{alias.name}" for alias in node.names)}
+    return names
+
+
+def files_of(modules: set[str], folder: Path) -> set[Path]:
+    """The files of those `modules` that lie in `folder`."""
+    found = set()
+    for name in modules:
+        parts = name.split(".")
+        if parts[0] in ("harness", "report"):
+            continue
+        for length in range(1, len(parts) + 1):
+            path = folder.joinpath(*parts[:length])
+            found |= {path.with_name(f"{path.name}.py"), path / "__init__.py"}
+    return {path for path in found if path.is_file()}
 
 
 def script_of(function) -> Path:
@@ -471,14 +518,29 @@ def parser_for(settings: type[Settings] | None, description: str, **options) -> 
             words["help"] += f" (default {shown})".replace("%", "%%")
         if field.name in settings.lists or described.several:
             words["nargs"] = "+"
-        if described.check:
-            words["type"] = described.check
+        check = described.check or (default is None and check_by_type(settings, field.name))
+        if check:
+            words["type"] = check
         if described.choices:
             words["choices"] = described.choices
         else:
             words["metavar"] = described.metavar or field.name.upper()
         groups[described.group].add_argument(*names, **words)
     return parser
+
+
+def check_by_type(settings: type[Settings], name: str):
+    """What makes a value of a word for a flag whose default is None, by its annotation; None where
+    that says no more than text."""
+    try:
+        kind = typing.get_type_hints(settings)[name]
+    except (NameError, TypeError):  # an annotation that only a type checker can read
+        return None
+    kinds = {kind, *typing.get_args(kind)}
+    if bool in kinds:
+        return truth
+    numbers = [each for each in (float, int) if each in kinds]
+    return number(numbers[0], -math.inf) if numbers and str not in kinds else None
 
 
 def parse(

@@ -28,6 +28,7 @@ class Data:
     classes: list[str]
     images: dict[str, torch.Tensor]
     labels: dict[str, torch.Tensor]
+    source: str = ""  # which of the folders or files of this name it comes from: a digest
 
     @property
     def size(self) -> tuple[int, int, int]:
@@ -49,12 +50,11 @@ class Data:
     @cached_property
     def digest(self) -> str:
         """Of the images and labels of all splits, which tells other data under the same name."""
-        found = hashlib.sha256()
-        for kind in (self.images, self.labels):
-            for split in sorted(kind):
-                found.update(f"{split} {list(kind[split].shape)}".encode())
-                found.update(kind[split].cpu().contiguous().numpy())
-        return found.hexdigest()
+        on_cpu = [
+            {split: values.cpu().contiguous().numpy() for split, values in kind.items()}
+            for kind in (self.images, self.labels)
+        ]
+        return digest_of(*on_cpu)
 
     def normalise(self, images: torch.Tensor) -> torch.Tensor:
         """uint8 (N, H, W, C) to float (N, C, H, W), channels last in memory."""
@@ -67,6 +67,16 @@ class Data:
         images, labels = share(self.images[split]), share(self.labels[split])
         for x, y in zip(images.split(batch_size), labels.split(batch_size), strict=True):
             yield self.normalise(x), y
+
+
+def digest_of(images: dict[str, np.ndarray], labels: dict[str, np.ndarray]) -> str:
+    """The SHA-256 of the images and labels of all splits."""
+    found = hashlib.sha256()
+    for kind in (images, labels):
+        for split in sorted(kind):
+            found.update(f"{split} {list(kind[split].shape)}".encode())
+            found.update(np.ascontiguousarray(kind[split]))
+    return found.hexdigest()
 
 
 def checked(name: str, images, labels) -> tuple[dict, dict]:
@@ -82,6 +92,8 @@ def checked(name: str, images, labels) -> tuple[dict, dict]:
         labels = {split: np.asarray(y) for split, y in labels.items()}
     except ValueError:  # as of a tuple of splits
         refuse("no arrays", "arrays, or dictionaries of them, by split: train and test")
+    if not set(images) <= {"train", "val", "test"}:
+        refuse(f"images of {', '.join(images)}", "those of train, val and test")
     if "train" not in images or set(images) != set(labels):
         found = f"images of {', '.join(images)} and labels of {', '.join(labels)}"
         refuse(found, "both of train and, where there are some, of test")
@@ -119,6 +131,9 @@ def split_batches(order: torch.Tensor, batch_size: int) -> list[torch.Tensor]:
 
 
 def on_device(arrays: dict[str, np.ndarray], device) -> dict[str, torch.Tensor]:
+    if isinstance(device, str):
+        made = "common.grid(args) makes runs' of them, for common.run_grid(runs, run)"
+        raise UserError(f"these settings have lists and are of no single run: {made}")
     return {split: torch.from_numpy(array).to(device) for split, array in arrays.items()}
 
 

@@ -76,8 +76,9 @@ def find_splits(root: Path) -> dict[str, Path]:
         found = root / inside[0]
         raise UserError(f"{root} has no folder train/, but {found} has: name that with --data")
     if not folders or {"test", "val"} & set(folders):
+        lacks = "has no folder train/" if root.is_dir() else "is no folder"
         raise UserError(
-            f"{root} has no folder train/: images belong in {root}/train/CLASS/ and "
+            f"{root} {lacks}: images belong in {root}/train/CLASS/ and "
             f"{root}/test/CLASS/ or {root}/val/CLASS/, or all in {root}/CLASS/, of which a "
             "fifth is then the test"
         )

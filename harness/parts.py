@@ -6,11 +6,15 @@ import hashlib
 import re
 from dataclasses import dataclass, field
 
+import torch
 from torch import nn
 
 from harness.entries import RandomEntries
 from harness.errors import UserError
 from harness.norms import BATCHNORM, NORMS
+
+# Those whose weight has a row for each output channel; of a transposed convolution it has none.
+LAYERS = (nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.Linear)
 
 
 def norms(model: nn.Module) -> dict[str, nn.Module]:
@@ -70,11 +74,11 @@ def head_of(model: nn.Module) -> set[nn.Module]:
 
 def inner_layers(model: nn.Module) -> list[nn.Module]:
     """Those of which --train random:K takes entries: what the network calls its `inner_layers`,
-    else every convolution and linear layer but the head."""
+    else every convolution, but transposed ones, and every linear layer but the head."""
     if hasattr(model, "inner_layers"):
         return model.inner_layers
     layers, head = model.modules(), head_of(model)
-    return [m for m in layers if isinstance(m, (nn.Conv2d, nn.Linear)) and m not in head]
+    return [m for m in layers if isinstance(m, LAYERS) and m not in head]
 
 
 def part_of(name: str, module: nn.Module, head: set) -> str:
@@ -209,9 +213,18 @@ def trained_as(model: nn.Module) -> str:
     return "custom-" + hashlib.sha256("\n".join(sorted(now)).encode()).hexdigest()[:6]
 
 
-def check_held(model: nn.Module, optimizer) -> None:
+def check_recipe(model: nn.Module, optimizer, scheduler) -> None:
     """Raises UserError where an optimizer does not hold what is trainable, as the records say it
-    is."""
+    is, or needs more than its gradients; and where a scheduler is of another one, or needs more
+    than the number of epochs."""
+    schedulers, plateau = torch.optim.lr_scheduler.LRScheduler, "ReduceLROnPlateau"
+    if isinstance(optimizer, torch.optim.LBFGS):
+        raise UserError("LBFGS calculates a step's loss several times, and the training loop once")
+    if scheduler and (not isinstance(scheduler, schedulers) or type(scheduler).__name__ == plateau):
+        what = f"a {type(scheduler).__name__} is not stepped by the number of epochs alone"
+        raise UserError(f"{what}: give another scheduler of torch.optim.lr_scheduler")
+    if scheduler and scheduler.optimizer is not optimizer:
+        raise UserError("the recipe's scheduler is that of another optimizer")
     held = {p for group in optimizer.param_groups for p in group["params"]}
     for name, parameter in model.named_parameters():
         if parameter.requires_grad and parameter not in held:

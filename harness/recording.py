@@ -96,8 +96,11 @@ class Recorder:
         write_table(self.run.table("prune"), inside.PRUNING, pruned)
 
 
-def as_trained(model: nn.Module, args: Settings, made) -> Settings:
-    """The settings as they are true of what is about to be trained, whatever was asked for."""
+def as_trained(model: nn.Module, args: Settings, made, asked_for: set[str]) -> Settings:
+    """The settings as they are true of what is about to be trained, whatever was asked for.
+
+    asked_for: those that the recipe has read. They are as given, whatever it makes of them in one
+    group of parameters or the other; of the others the optimizer says what it has."""
     truth = {"train": trained_as(model), "processes": processes.processes()}
     if origin(model).name:
         truth["arch"], read = origin(model).name, origin(model).read
@@ -111,9 +114,10 @@ def as_trained(model: nn.Module, args: Settings, made) -> Settings:
         truth["schedule"] = made.schedule or own
         known = {"lr": first.get("initial_lr", first["lr"])}
         known |= {key: first[key] for key in ("momentum", "weight_decay") if key in first}
-        truth |= {key: float(value) for key, value in known.items()}
+        known = {key: float(value) for key, value in known.items()}
         if "momentum" not in first and truth["optimizer"] != args.optimizer:
-            truth["momentum"] = None  # an optimizer of one's own, which has none
+            known["momentum"] = None  # an optimizer of one's own, which has none
+        truth |= {key: value for key, value in known.items() if key not in asked_for}
     return args.but(**truth)
 
 

@@ -6,6 +6,7 @@ Nothing here knows a network, and reading records needs no torch."""
 from __future__ import annotations
 
 import csv
+import dataclasses
 import hashlib
 import io
 import itertools
@@ -23,7 +24,7 @@ from typing import NamedTuple
 
 from filelock import FileLock, Timeout
 
-from harness.config import Settings, recorded
+from harness.config import Settings, default_of, flags, recorded
 from harness.errors import Damaged, Locked, UserError, cannot_write, in_one_line, printable
 from harness.errors import taken_apart, warn
 from harness.files import read_checkpoint, replacing, write_checkpoint, write_table
@@ -42,7 +43,7 @@ NUMBERS = (
     "params_total params_trained threads classes"
 ).split()
 # of one experiment
-OWN = tuple("bn_weight c input_norm bn activation hidden target norm script".split())
+OWN = tuple("bn_weight c input_norm bn activation hidden target norm script data".split())
 REQUIRED = "experiment run dataset train seed epochs epoch test_acc status".split()
 CHANGING = ("epoch", *MEASURES, *WHERE)  # from one row of a run to the next
 
@@ -54,7 +55,11 @@ def dataset_name(args: Settings) -> str:
     """The data set's name in the records; that of an image folder or a CSV file is its own."""
     path = Path(args.data or "").resolve()
     own = {"imagefolder": path.name or "root", "csv": path.stem}
-    return printable(own.get(args.dataset, args.dataset))
+    if args.dataset not in own:
+        return printable(args.dataset)
+    name = own[args.dataset]
+    taken = flags(Settings)["dataset"].choices
+    return printable(f"{name}-folder" if name in taken else name)
 
 
 def file_name(text: str, also: str = "") -> str:
@@ -275,7 +280,7 @@ class Run:
         try:
             _, rows = read_rows(self.csv)
             self.compare(rows[0] if rows else {})
-            return rows
+            return [self.about | row for row in rows]  # another version may have known less
         except Damaged as error:
             warn(f"{self.csv} is damaged ({error}): the run begins again")
             return []
@@ -285,7 +290,7 @@ class Run:
         is at its default. Raises UserError where the name is this run's, and it was made of another
         network or other data: it is not to be lost."""
         other = [key for key, value in self.about.items() if key in found and found[key] != value]
-        if other and other[0] in (*COUNTS, *AFTER):
+        if other and other[0] in (*COUNTS, *AFTER, "data"):
             was = f"{other[0]} {found[other[0]]} instead of {self.about[other[0]]}"
             instead = (
                 "give what differs a flag, or another name, or make the run again with --force"
@@ -507,6 +512,23 @@ def table_of(outcomes: list[Outcome], choose=lambda rows: rows[-1]):
     for column in numbers:
         table[column] = pd.to_numeric(table[column])
     return table
+
+
+def tables_of(outcomes: list[Outcome], args: Settings, *columns: str):
+    """`table_of`, as one table for each value of what the grid of `args` varies beside the
+    `columns` that a script's report tells apart: only over seeds is anything averaged."""
+    table, defaults = table_of(outcomes), {f.name: default_of(f) for f in dataclasses.fields(args)}
+    several = [name for name, values in args.varied.items() if len(values) > 1]
+    others = [name for name in several if name in table and name not in (*columns, "seed")]
+    if not others:
+        yield table
+        return
+    # a record shows what experiments alone can be asked where it is not the default
+    table = table.fillna({name: str(defaults[name]) for name in others})
+    for values, rows in table.groupby(others, sort=False, dropna=False):
+        told = (f"{name} {value}" for name, value in zip(others, values, strict=True))
+        print(f"\n{', '.join(told)}:")
+        yield rows
 
 
 def mean_and_deviation(accuracies) -> str:

@@ -18,6 +18,9 @@ from harness.runs import COLUMNS, Outcome
 def grid(args: Settings, **lists) -> list[Settings]:
     """The settings of every combination of `lists` (of all of the grid's, where none are given)."""
     lists = lists or args.varied
+    for name in lists:
+        if name not in flags(args) | flags(Settings):
+            raise UserError(f"a grid varies flags, which its runs' records show; {name} is none")
     combinations = itertools.product(*lists.values())
     return [resolved(args.but(**dict(zip(lists, values, strict=True)))) for values in combinations]
 

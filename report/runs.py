@@ -233,7 +233,16 @@ def read_runs(*folders: Path) -> pd.DataFrame:
     runs = runs.reindex(columns=[*COLUMNS, *OWN, *own, *last])
     texts = [column for column, default in DEFAULTS.items() if isinstance(default, str)]
     runs = runs.astype(dict.fromkeys(texts, object)).fillna(DEFAULTS)
-    return runs.assign(image_size=runs.image_size.fillna(runs.dataset.map(native_size)))
+    runs = runs.assign(image_size=runs.image_size.fillna(runs.dataset.map(native_size)))
+    return runs.assign(dataset=told_apart(runs))
+
+
+def told_apart(runs: pd.DataFrame) -> pd.Series:
+    """The names of the data sets; of several folders of images with one name, each with its
+    digest."""
+    texts = runs.data.astype(object)
+    digests = runs.groupby(["dataset", "image_size"]).data.transform("nunique")
+    return runs.dataset.mask(digests > 1, runs.dataset + " (" + texts.fillna("?") + ")")
 
 
 def native_size(dataset: str) -> str:

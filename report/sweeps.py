@@ -19,7 +19,7 @@ from report.runs import USUAL, native_size
 # The columns that are no settings: names, measurements, where and by which version a run was made.
 NO_SETTINGS = (
     "run seed params_total params_trained epoch train_loss train_acc val_loss val_acc test_loss"
-    " test_acc test_top5 seconds device threads torch commit status classes script"
+    " test_acc test_top5 seconds device threads torch commit status classes script data"
 ).split()
 RECIPE = (
     "val_fraction augment epochs batch_size optimizer lr momentum weight_decay schedule"

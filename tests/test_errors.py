@@ -121,7 +121,7 @@ def test_a_data_set_that_cannot_be_had(dataset, where, capsys, monkeypatch):
         "other classes": "bird",
         "sizes": "--image-size 32, or 224",
         "no classes": "no class folder",
-        "absent": "no folder train/",
+        "absent": "pets is no folder",
         "tiny": "--image-size 8",
     }.items(),
 )

@@ -100,8 +100,7 @@ def refusal(capsys, *words) -> str:
 def test_plots_say_in_one_line_what_is_wrong(capsys):
     assert "invalid choice" in refusal(capsys, "--only", "nonsense")
     assert "--results xxx" in refusal(capsys, "--results", "x" * 300)
-    assert plots.main(["--results", "nowhere", "--only", "claims"]) == 0
-    assert "nowhere is no folder" in capsys.readouterr().err
+    assert "nowhere is no folder" in refusal(capsys, "--results", "nowhere", "--only", "claims")
     assert run("--epochs", 1) == 0
     assert Path("file").write_text("mine")
     assert plots.main(["--out", "file", "--only", "accuracy"]) == 2
@@ -539,7 +538,8 @@ def test_plots_of_a_data_set_without_runs_name_those_that_have_some(capsys):
 
 
 def test_plots_without_a_run_name_the_command(capsys):
-    assert plots.main(["--results", "nowhere"]) == 0
+    Path("empty").mkdir()
+    assert plots.main(["--results", "empty"]) == 0
     out = capsys.readouterr().out
     assert all(
         f"{name}: not run yet: python exp_" in out
@@ -615,11 +615,11 @@ def test_runs_that_stand_beside_others_are_told_of(capsys):
     printed = capsys.readouterr()
     assert "the runs of results are in fp32, most of others in bf16" in printed.out
     shutil.copytree("results", "copy")
-    assert plots.main(["--with", "copy", "nowhere", "--only", "accuracy"]) == 0
+    assert "nowhere is no folder: --with" in refusal(capsys, "--with", "copy", "nowhere")
+    assert plots.main(["--with", "copy", "--only", "accuracy"]) == 0
     printed = capsys.readouterr()
     assert "fp32, most" not in printed.out
     assert "left out: copy: 2 of its runs, which have the names of runs before" in printed.err
-    assert "nowhere is no folder: --with names" in printed.err
 
 
 def test_runs_of_older_and_newer_versions_and_without_a_depth_are_averaged_with_the_others(capsys):
