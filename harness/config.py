@@ -218,6 +218,7 @@ def imported(script: Path) -> set[Path]:
 
 
 def names_imported(file: Path) -> set[str]:
+    """Every module that an import in `file` may mean, wherever it stands."""
     names = set()
     try:
         tree = ast.parse(file.read_bytes())
@@ -232,8 +233,10 @@ def names_imported(file: Path) -> set[str]:
 
 
 def files_of(modules: set[str], folder: Path) -> set[Path]:
-    """The files of those `modules` that lie in `folder`."""
+    """The files of those `modules` that lie in `folder`, which holds no installed packages."""
     found = set()
+    if "site-packages" in folder.parts:  # a notebook's process begins there
+        return found
     for name in modules:
         parts = name.split(".")
         if parts[0] in ("harness", "report"):
