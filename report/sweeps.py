@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pandas as pd
 
-from harness.runs import COLUMNS
+from harness.runs import COLUMNS, OWN
 from report.runs import USUAL, native_size
 
 # The columns that are no settings: names, measurements, where and by which version a run was made.
@@ -174,10 +174,14 @@ def title(sweep: pd.DataFrame, varied: tuple[str, ...] = ()) -> str:
         value = run[column]
         if column in (*varied, "hidden") or pd.isna(value) or value == USUAL.get(column):
             continue
-        words.append(f"{column} {value:g}" if isinstance(value, float) else f"{column} {value}")
+        words.append(told(column, value))
     if run.augment != "none":
         words.append(run.augment)
     return ", ".join(filter(None, words))
+
+
+def told(setting: str, value) -> str:
+    return f"{setting} {value:g}" if isinstance(value, float) else f"{setting} {value}"
 
 
 def scaled_to(run) -> str:
@@ -224,12 +228,25 @@ def beside(runs: pd.DataFrame, sweep: pd.DataFrame) -> Iterator[tuple[str, pd.Da
     by = ["experiment", "arch", "width", "train", *own]
     for (experiment, arch, width, train, *values), cell in cells(others[equal], *by):
         pairs = zip(own, values, strict=True)
-        words = [
-            f"{name} {value:g}" if isinstance(value, float) else f"{name} {value}"
-            for name, value in pairs
-            if pd.notna(value)
-        ]
+        words = [told(name, value) for name, value in pairs if pd.notna(value)]
         yield f"{experiment}: {', '.join([arch + times_width(width), train, *words])}", cell
+
+
+def by_own_flags(runs: pd.DataFrame) -> pd.DataFrame:
+    """The runs, those of users' experiments called by what flags of their own said, too: so they
+    are rows of one table, where their recipe is the same."""
+    own = [c for c in settings_of(runs) if c not in (*COLUMNS, *OWN, *USUAL)]
+    users = of_users(runs)
+    if not own or not users.any():
+        return runs
+
+    def called(run) -> str:
+        said = [told(column, run[column]) for column in own if pd.notna(run[column])]
+        return f"{run.experiment} ({', '.join(said)})" if said else run.experiment
+
+    names = runs[users].apply(called, axis=1)
+    blank = {column: runs[column].mask(users) for column in own}
+    return runs.assign(experiment=runs.experiment.mask(users, names), **blank)
 
 
 def by_start(sweep: pd.DataFrame) -> list[tuple[tuple, pd.DataFrame]]:

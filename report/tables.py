@@ -39,6 +39,7 @@ from report.sweeps import (
     as_published,
     at_own_rate,
     beside,
+    by_own_flags,
     by_place,
     by_start,
     cells,
@@ -153,7 +154,7 @@ def parameter_row(network: str, source: str, train: str, number: float | str) ->
 def accuracy(runs):
     """Per --train and depth, a table for each width, beside the published figures and the
     difference to them."""
-    shown = pd.concat([usual_start(runs), runs[of_users(runs)]])
+    shown = by_own_flags(pd.concat([usual_start(runs), runs[of_users(runs)]]))
     shown = shown[~random_sweep(shown)]
     found = sweeps(shown, "experiment", "depth", "train")
     for title, sweep in sorted(found, key=lambda item: main_first(item[1])):

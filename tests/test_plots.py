@@ -46,8 +46,7 @@ def test_plots_average_seeds_and_nothing_else(capsys):
         columns=lambda c: c.removeprefix("test accuracy (%): ")
     )
     assert sorted(table.seeds) == [1, 1, 1, 1, 1, 2]
-    assert "**other: digits, 1 epochs, fp32, subset 150, batch_size 50, own 2" in printed.out
-    assert set(table.trained) == {"bn", "none"}
+    assert set(table.trained) == {"bn", "none", "other (own 1): bn", "other (own 2): bn"}
     mine = [
         float(rows(p)[-1]["test_acc"])
         for p in Path("results/bn_only").glob("resnet8-w1-digits-bn-s[01]-*[0-9a-f].csv")
