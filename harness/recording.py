@@ -160,10 +160,7 @@ def what_it_left(run: Run, model: nn.Module, data: Data) -> dict | bool:
             content = read_checkpoint(run.checkpoint)
             run.compare(content["about"])
             if of_other_data(content, data):
-                instead = "give these another name, or make the run again with --force"
-                raise UserError(
-                    f"{run.csv} was made from other data under the same name: {instead}"
-                )
+                raise run.of_other_data()
             checkpoints.restore(model, content)
             return content
     except Damaged:

@@ -290,7 +290,9 @@ class Run:
         is at its default. Raises UserError where the name is this run's, and it was made of another
         network or other data: it is not to be lost."""
         other = [key for key, value in self.about.items() if key in found and found[key] != value]
-        if other and other[0] in (*COUNTS, *AFTER, "data"):
+        if other == ["data"]:
+            raise self.of_other_data()
+        if other and other[0] in (*COUNTS, *AFTER):
             was = f"{other[0]} {found[other[0]]} instead of {self.about[other[0]]}"
             instead = (
                 "give what differs a flag, or another name, or make the run again with --force"
@@ -298,6 +300,10 @@ class Run:
             raise UserError(f"{self.csv} was made with {was} under the same name: {instead}")
         if other:
             raise Damaged(f"it is not this run's by its {other[0]}")
+
+    def of_other_data(self) -> UserError:
+        instead = "give these another name, or make the run again with --force"
+        return UserError(f"{self.csv} was made from other data under the same name: {instead}")
 
     def append(self, epoch: int, measured: dict[str, float], seconds: float) -> None:
         """Adds an epoch's row. Where a loss is not finite the run is diverged, as a whole: every

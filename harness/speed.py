@@ -71,7 +71,7 @@ def device_name(device: torch.device) -> str:
     if device.type == "cuda":
         return torch.cuda.get_device_name(device)
     if device.type == "cpu":
-        return f"cpu ({', '.join(filter(None, [processor(), cpu_bf16()]))})"
+        return f"cpu ({' with '.join(filter(None, [processor(), cpu_bf16()]))})"
     return str(device)
 
 

@@ -332,7 +332,7 @@ def test_compiled_blocks_calculate_what_eager_ones_do(quickly_compiled):
 
 
 @pytest.mark.parametrize(
-    "amx, avx, ends", [(1, 1, ", AMX)"), (0, 1, ", AVX-512 bf16)"), (0, 0, "")]
+    "amx, avx, ends", [(1, 1, " with AMX)"), (0, 1, " with AVX-512 bf16)"), (0, 0, "")]
 )
 def test_a_processor_says_what_it_multiplies_bf16_with(amx, avx, ends, monkeypatch):
     monkeypatch.setattr(torch.cpu, "_is_amx_tile_supported", lambda: bool(amx))
