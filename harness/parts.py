@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 
 import torch
 from torch import nn
+from torch.optim.lr_scheduler import LRScheduler, ReduceLROnPlateau
 
 from harness.entries import RandomEntries
 from harness.errors import UserError
@@ -217,10 +218,11 @@ def check_recipe(model: nn.Module, optimizer, scheduler) -> None:
     """Raises UserError where an optimizer does not hold what is trainable, as the records say it
     is, or needs more than its gradients; and where a scheduler is of another one, or needs more
     than the number of epochs."""
-    schedulers, plateau = torch.optim.lr_scheduler.LRScheduler, "ReduceLROnPlateau"
     if isinstance(optimizer, torch.optim.LBFGS):
         raise UserError("LBFGS calculates a step's loss several times, and the training loop once")
-    if scheduler and (not isinstance(scheduler, schedulers) or type(scheduler).__name__ == plateau):
+    if scheduler and (
+        isinstance(scheduler, ReduceLROnPlateau) or not isinstance(scheduler, LRScheduler)
+    ):
         what = f"a {type(scheduler).__name__} is not stepped by the number of epochs alone"
         raise UserError(f"{what}: give another scheduler of torch.optim.lr_scheduler")
     if scheduler and scheduler.optimizer is not optimizer:

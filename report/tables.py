@@ -529,10 +529,10 @@ def listed(numbers: pd.Series) -> str:
 def speed(measured):
     """The training loop's speed, by bench.py: a plain loop made ours part by part, where a step of
     ours spends its time, and several processes at once."""
-    keys = ["device", "threads", "arch", "depth", "width", "train", "image_size", "batch_size"]
+    keys = "device threads arch depth width train image_size batch_size precision".split()
     measured = measured.assign(precision=measured.get("precision"))  # which it did not always say
-    for setting, case in measured.groupby([*keys, "precision"], dropna=False):
-        of = dict(zip([*keys, "precision"], setting, strict=True))
+    for setting, case in measured.groupby(keys, dropna=False):
+        of = dict(zip(keys, setting, strict=True))
         network, size = network_label(case.iloc[0]), of["image_size"]
         title = f"{of['device']}, {network}, {of['train']}, {size}x{size} pixels"
         title += f", batches of {of['batch_size']}"

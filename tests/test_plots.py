@@ -614,7 +614,7 @@ def test_runs_that_stand_beside_others_are_told_of(capsys):
     printed = capsys.readouterr()
     assert "the runs of results are in fp32, most of others in bf16" in printed.out
     shutil.copytree("results", "copy")
-    assert "nowhere is no folder: --with" in refusal(capsys, "--with", "copy", "nowhere")
+    assert "nowhere is no folder: --with names" in refusal(capsys, "--with", "copy", "nowhere")
     assert plots.main(["--with", "copy", "--only", "accuracy"]) == 0
     printed = capsys.readouterr()
     assert "fp32, most" not in printed.out
