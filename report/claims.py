@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Iterator
 from functools import partial
 from typing import NamedTuple
@@ -176,7 +177,10 @@ def findings(runs: pd.DataFrame) -> Iterator[Finding]:
     """For each case of a claim and each recipe that has its runs."""
     ours = resnets(usual_start(runs))
     narrow = ours[ours.width == 1]
-    yield from in_sweeps(of_resnets, ours, "depth", "width", "train")
+    depths = [sweep.depth for _, sweep in sweeps(narrow[narrow.train == "bn"], "depth")]
+    shallowest = {of_recipe.min() for of_recipe in depths if of_recipe.nunique() > 1}
+    of_depths = partial(of_resnets, shallowest=shallowest)
+    yield from in_sweeps(of_depths, ours, "depth", "width", "train")
     yield from in_sweeps(of_norms, at_own_rate(of_kinds(runs)), "norm", "lr", "depth")
     yield from in_sweeps(of_weight_decay, narrow[narrow.train == "bn"], "weight_decay")
     yield from in_sweeps(of_transformers, at_own_rate(runs[runs.arch == "vit"]), "train", "lr")
@@ -201,13 +205,15 @@ def in_sweeps(found: Callable, runs: pd.DataFrame, *varied: str) -> Iterator[Fin
                 yield finding.of(title, sweep)
 
 
-def of_resnets(sweep: pd.DataFrame) -> Iterator[Finding]:
+def of_resnets(sweep: pd.DataFrame, shallowest: set[float]) -> Iterator[Finding]:
+    """shallowest: the depths that the others are compared with, each the least of some recipe, so
+    that of a case that a short recipe has asked a longer one can speak, too."""
     narrow = sweep[sweep.width == 1]
     by_depth = dict(list(narrow[narrow.train == "bn"].groupby("depth")))
-    shallow, *deeper = sorted(by_depth) or [0]
-    for depth in deeper:
-        figure = paired(by_depth[depth], by_depth[shallow])
-        yield Finding(1, f"depth {depth:g} − depth {shallow:g}", figure)
+    for shallow, depth in itertools.combinations(sorted(by_depth), 2):
+        if shallow in shallowest:
+            figure = paired(by_depth[depth], by_depth[shallow])
+            yield Finding(1, f"depth {depth:g} − depth {shallow:g}", figure)
     for deep, wide in matched(sweep):
         yield of_equal_numbers(deep, wide)
     for depth, of_depth in narrow.groupby("depth"):

@@ -62,6 +62,18 @@ def test_what_a_user_runs_says_nothing_about_the_claims():
     assert verdicts() == {"before − after, bn, MLP 512": "confirmed"}
 
 
+def test_another_recipe_speaks_of_the_depths_that_one_compares():
+    for seed in range(3):
+        for depth, accuracy in ((14, 50), (56, 60 + 0.1 * seed), (110, 70)):
+            pretend(seed, accuracy, train="bn", depth=depth)
+            if depth > 14 and seed < 2:
+                pretend(seed, 50, train="bn", depth=depth, lr=0.03)
+    confirmed = {"depth 56 − depth 14", "depth 110 − depth 14", "depth 110 − depth 56"}
+    found = verdicts()
+    assert {case for case in found if case.startswith("depth")} == confirmed
+    assert {found[case] for case in confirmed} == {"confirmed"}
+
+
 def test_of_two_recipes_the_papers_speaks():
     for seed in range(3):
         for lr, gain in ((0.03, 5), (0.1, -5)):
