@@ -56,6 +56,9 @@ def list_folder(root: Path) -> tuple[dict[str, list], dict[str, np.ndarray], lis
         others = f" and {len(no_images) - 1:,} others" if len(no_images) > 1 else ""
         verb = "are" if others else "is"
         warn(f"{no_images[0]}{others}, which {verb} no image, left out")
+    if len(classes["train"]) == 1 and first():
+        (only,) = classes["train"]
+        warn(f"{root} has the class {only} alone: every answer will be right")
     return files, labels, classes["train"]
 
 

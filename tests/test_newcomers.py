@@ -225,6 +225,18 @@ def test_a_folder_that_is_called_like_a_data_set_is_not_taken_for_it():
     assert row["dataset"] == "digits-folder"
 
 
+def test_a_folder_within_a_folder_is_said_to_be_one_class(capsys):
+    image_folder()
+    assert run(*FOLDER, "--subset", 10, "--epochs", 1, "--dry-run") == 0
+    assert "warning" not in capsys.readouterr().err
+    Path("nested/train").mkdir(parents=True)
+    Path("pets/train").rename("nested/train/images")
+    nested = ["--dataset", "imagefolder", "--data", "nested", "--subset", 5]
+    assert run(*nested, "--epochs", 1, "--dry-run") == 0
+    alone = "warning: nested has the class images alone: every answer will be right\n"
+    assert capsys.readouterr().err == alone
+
+
 def test_a_run_of_an_earlier_version_goes_on_without_the_digest_of_its_images():
     image_folder()
     words = [*FOLDER, "--subset", 10, "--epochs", 2]
