@@ -44,6 +44,16 @@ def folder(tmp_path, monkeypatch):
     return tmp_path
 
 
+linux_only = pytest.mark.skipif(
+    sys.platform != "linux", reason="signals, limits and /proc are Linux's here"
+)
+
+
+def slow(few: int, many: int):
+    """The test's number `n`: `few` in every run of pytest, `many` with -m slow."""
+    return pytest.mark.parametrize("n", [few, pytest.param(many, marks=pytest.mark.slow)])
+
+
 def run(*words) -> int:
     return exp_bn_only.main([*SMALL, "--quiet", *map(str, words)])
 
@@ -62,6 +72,26 @@ def the_csv(results="results") -> Path:
     found = list(Path(results).glob("*/*.csv"))
     assert len(found) == 1, found
     return found[0]
+
+
+def the_checkpoint() -> Path:
+    """The newest of the only run, or of its first."""
+    found = sorted(Path("checkpoints").rglob("*.pt"))
+    return next(path for path in found if not path.name.endswith(".previous.pt"))
+
+
+def unfinished() -> Path:
+    """The newest checkpoint of a run that the time limit has stopped twice."""
+    for _ in range(2):
+        assert run("--time-limit", 1e-9) == 0
+    return the_checkpoint()
+
+
+def one_line(capsys) -> str:
+    """What was written to stderr since the last look, which must be one line."""
+    said = capsys.readouterr().err
+    assert said.count("\n") == 1, said
+    return said
 
 
 def rows(path: Path) -> list[dict]:
