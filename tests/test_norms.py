@@ -25,20 +25,6 @@ def network(norm: str, *words):
     return exp_norms.with_norm(common.build_model(args, data), norm), data, args
 
 
-def test_every_kind_end_to_end_and_once(capsys):
-    words = [*GRID, "--train", "norm", "--seeds", "0", "1"]
-    assert exp_norms.main(words) == 0
-    first = capsys.readouterr().out
-    found = [rows(path)[0] for path in Path("results/norms").glob("*[0-9a-f].csv")]
-    assert len(found) == 14
-    assert {row["params_trained"] for row in found} == {"672"}
-    assert {row.get("norm", "bn") for row in found} == {"bn", *exp_norms.KINDS, "gn:4"}
-    assert {row["train"] for row in found} == {"bn", "norm"}
-    assert all(f", {kind}, rate 0.1" in first for kind in ("bn", "gn:4", "rms", "none"))
-    assert exp_norms.main(words) == 0
-    assert "14 finished, 0 to make" in capsys.readouterr().out
-
-
 def test_a_grid_tells_runs_apart_whose_names_do_not(capsys):
     words = [word for word in GRID if word != "--quiet"]
     assert exp_norms.main([*words, "--norm", "none", "rms", "--lr", "0.1"]) == 0
