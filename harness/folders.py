@@ -53,7 +53,8 @@ def list_folder(root: Path) -> tuple[dict[str, list], dict[str, np.ndarray], lis
     if odd:
         raise UserError(different_classes(root, odd))
     if no_images and first():
-        others = f" and {len(no_images) - 1:,} others" if len(no_images) > 1 else ""
+        n = len(no_images) - 1
+        others = f" and {n:,} {'other' if n == 1 else 'others'}" if n else ""
         verb = "are" if others else "is"
         warn(f"{no_images[0]}{others}, which {verb} no image, left out")
     if len(classes["train"]) == 1 and first():

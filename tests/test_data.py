@@ -3,13 +3,14 @@
 from pathlib import Path
 
 from tests.helpers import (
-    run,
-    the_csv,
-    rows,
-    arguments,
-    tiny_cifar10,
-    image_folder,
     FOLDER,
+    arguments,
+    image_folder,
+    rows,
+    run,
+    the_checkpoint,
+    the_csv,
+    tiny_cifar10,
 )
 import numpy as np
 import torch
@@ -25,10 +26,11 @@ import predict
 def test_cifar10_through_torchvision(monkeypatch):
     import torchvision.datasets.cifar
 
+    def is_there(path, md5=None):
+        return Path(path).exists()
+
     pixels = tiny_cifar10(Path("data"))
-    monkeypatch.setattr(
-        torchvision.datasets.cifar, "check_integrity", lambda path, md5=None: Path(path).exists()
-    )
+    monkeypatch.setattr(torchvision.datasets.cifar, "check_integrity", is_there)
     args = arguments("--dataset", "cifar10", "--subset", 80, "--augment", "none")
     args.subset = None
     data = common.load_data(args)
@@ -45,13 +47,12 @@ def test_mnist_through_torchvision():
     raw = Path("data/MNIST/raw")
     raw.mkdir(parents=True)
     for split, n in (("train", 60), ("t10k", 20)):
-        (raw / f"{split}-images-idx3-ubyte").write_bytes(
-            np.array([2051, n, 28, 28], ">i4").tobytes()
-            + np.arange(n * 784).astype(np.uint8).tobytes()
-        )
-        (raw / f"{split}-labels-idx1-ubyte").write_bytes(
-            np.array([2049, n], ">i4").tobytes() + bytes(i % 10 for i in range(n))
-        )
+        pixels = np.arange(n * 784).astype(np.uint8).tobytes()
+        labels = bytes(i % 10 for i in range(n))
+        images_header = np.array([2051, n, 28, 28], ">i4").tobytes()
+        labels_header = np.array([2049, n], ">i4").tobytes()
+        (raw / f"{split}-images-idx3-ubyte").write_bytes(images_header + pixels)
+        (raw / f"{split}-labels-idx1-ubyte").write_bytes(labels_header + labels)
     data = common.load_data(arguments("--dataset", "mnist", "--subset", 30, "--image-size", 14))
     assert data.size == (14, 14, 1)
     assert len(data.labels["train"]) == 30
@@ -75,20 +76,18 @@ def test_subset_and_validation_are_stratified_and_the_same_for_every_seed():
         assert torch.equal(one.images[split], two.images[split])
         share = one.labels[split].bincount() / n
         assert (share - 0.1).abs().max() < 0.03
-    assert (
-        len(np.unique(np.concatenate([x.reshape(len(x), -1) for x in one.images.values()]), axis=0))
-        > 0.99 * 559
-    )
+    everything = np.concatenate([x.reshape(len(x), -1) for x in one.images.values()])
+    assert len(np.unique(everything, axis=0)) > 0.99 * 559
 
 
 def test_image_folder_is_decoded_once_and_again_when_it_changes(monkeypatch):
-    root = image_folder()
-    decoded = []
-    monkeypatch.setattr(
-        folders,
-        "decode",
-        lambda *a, decode=folders.decode, **k: decoded.append(1) or decode(*a, **k),
-    )
+    root, decoded = image_folder(), []
+
+    def noted(*given, decode=folders.decode, **options):
+        decoded.append(given)
+        return decode(*given, **options)
+
+    monkeypatch.setattr(folders, "decode", noted)
     args = arguments(*FOLDER, "--subset", 10)
     args.subset = None
     first, second = common.load_data(args), common.load_data(args)
@@ -96,9 +95,8 @@ def test_image_folder_is_decoded_once_and_again_when_it_changes(monkeypatch):
     assert first.classes == ["cat", "dog"]
     assert first.labels["train"].tolist() == [0] * 6 + [1] * 6
     assert torch.equal(first.images["train"], second.images["train"])
-    assert np.array_equal(
-        first.images["train"][7], np.asarray(Image.open(root / "train/dog/1.png"))
-    )
+    dog = np.asarray(Image.open(root / "train/dog/1.png"))
+    assert np.array_equal(first.images["train"][7], dog)
     Image.new("RGB", (12, 12), "red").save(root / "train/dog/1.png")
     assert common.load_data(args).images["train"][7, 0, 0].tolist() == [255, 0, 0]
     assert len(decoded) == 4
@@ -142,13 +140,14 @@ def test_a_file_that_is_no_image_is_left_out_with_one_line(capsys):
     (root / "train/cat/notes.txt").write_text("cats")
     (root / "train/cat/1.png").rename(root / "train/cat/an image by its content")
     assert run(*FOLDER, "--subset", 10, "--epochs", 1) == 0
-    assert (
-        capsys.readouterr().err
-        == "warning: pets/train/cat/notes.txt, which is no image, left out\n"
-    )
+    left_out = "warning: pets/train/cat/notes.txt, which is no image, left out\n"
+    assert capsys.readouterr().err == left_out
     (root / "test/dog/Makefile").write_text("all:")
     assert len(common.load_data(arguments(*FOLDER, "--subset", 12)).labels["train"]) == 12
-    assert "and 1 others, which are no image" in capsys.readouterr().err
+    assert "and 1 other, which are no image" in capsys.readouterr().err
+    (root / "test/dog/README").write_text("dogs")
+    assert len(common.load_data(arguments(*FOLDER, "--subset", 12)).labels["train"]) == 12
+    assert "and 2 others, which are no image" in capsys.readouterr().err
 
 
 def test_brightness_scales_each_image():
@@ -157,10 +156,9 @@ def test_brightness_scales_each_image():
     data = common.load_data(args)
     data.images["train"] = torch.full((150, 8, 8, 1), 200, dtype=torch.uint8)
     data.images["train"][0] = 0
-    pixels = (
-        torch.cat([x for x, _ in data.training_batches(0, 1, 50, "brightness")]) * data.mean_std[1]
-        + data.mean_std[0]
-    )
+    mean, std = data.mean_std
+    batches = data.training_batches(0, 1, 50, "brightness")
+    pixels = torch.cat([x for x, _ in batches]) * std + mean
     levels = pixels[:, 0].flatten(1).max(1).values
     assert torch.allclose(pixels[:, 0].flatten(1).min(1).values, levels, atol=0.01)
     assert len(levels.round().unique()) > 20
@@ -170,106 +168,51 @@ def test_brightness_scales_each_image():
 
 def test_imagenet_is_streamed_and_does_not_depend_on_the_workers(capsys):
     image_folder(sizes=((224, 224), (100, 300)), test="val")
-    words = [
-        "--dataset",
-        "imagenet",
-        "--data",
-        "pets",
-        "--image-size",
-        64,
-        "--arch",
-        "imagenet_resnet",
-        "--depth",
-        18,
-        "--subset",
-        10,
-        "--batch-size",
-        4,
-        "--epochs",
-        1,
-    ]
-    data = common.load_data(args := arguments(*words, "--workers", 2))
+    images = "--dataset imagenet --data pets --image-size 64 --subset 10"
+    network = "--arch imagenet_resnet --depth 18 --batch-size 4 --epochs 1"
+    words = [*images.split(), *network.split()]
+
+    def epoch(number: int, workers: int) -> torch.Tensor:
+        data = common.load_data(arguments(*words, "--workers", workers))
+        return torch.cat([x for x, _ in data.training_batches(0, number, 4, "crop+flip")])
+
+    args = arguments(*words)
+    data = common.load_data(args)
     assert data.size == (64, 64, 3)
     assert sum(len(y) for _, y in data.batches("test")) == 4
     assert args.warmup_epochs == 1
     assert args.lr == 0.4
-    one, two = (
-        torch.cat(
-            [
-                x
-                for x, _ in common.load_data(arguments(*words, "--workers", n)).training_batches(
-                    0, 1, 4, "crop+flip"
-                )
-            ]
-        )
-        for n in (1, 2)
-    )
-    other = torch.cat([x for x, _ in data.training_batches(0, 2, 4, "crop+flip")])
-    assert torch.equal(one, two)
+    one = epoch(1, workers=1)
     assert one.shape == (10, 3, 64, 64)
-    assert not torch.equal(one, other)
+    assert torch.equal(one, epoch(1, workers=2))
+    assert not torch.equal(one, epoch(2, workers=2))
     assert run(*words) == 0
     assert rows(the_csv())[0]["dataset"] == "imagenet"
     assert rows(the_csv())[0]["image_size"] == "64x64"
-    assert (
-        predict.main(
-            [
-                str(next(Path("checkpoints").rglob("*.pt"))),
-                "--dataset",
-                "imagenet",
-                "--data",
-                "pets",
-                "--device",
-                "cpu",
-            ]
-        )
-        == 0
-    )
-    assert (
-        f"{float(rows(the_csv())[0]['test_acc']):.2f} % of 4 test images" in capsys.readouterr().out
-    )
+    asked = "--dataset imagenet --data pets --device cpu"
+    assert predict.main([str(the_checkpoint()), *asked.split()]) == 0
+    accuracy = float(rows(the_csv())[0]["test_acc"])
+    assert f"{accuracy:.2f} % of 4 test images" in capsys.readouterr().out
 
 
 def test_imagenets_crops_are_open_lths():
     """Of scale 0.1 to 1 and ratio 0.8 to 1.25: on an image that is brighter from left to right and
     from top to bottom a crop shows where it was cut."""
-    ramp = np.stack(
-        np.broadcast_arrays(
-            np.arange(250, dtype=np.uint8)[None, :],
-            np.arange(250, dtype=np.uint8)[:, None],
-            np.uint8(0),
-        ),
-        2,
-    )
+    levels = np.arange(250, dtype=np.uint8)
+    channels = np.broadcast_arrays(levels[None, :], levels[:, None], np.uint8(0))
+    ramp = np.stack(channels, 2)
     for split in ("train", "val"):
         Path(f"ramps/{split}/one").mkdir(parents=True)
         for i in range(2):
             Image.fromarray(ramp).save(f"ramps/{split}/one/{i}.png")
-    data = common.load_data(
-        arguments(
-            "--dataset",
-            "imagenet",
-            "--data",
-            "ramps",
-            "--image-size",
-            32,
-            "--subset",
-            2,
-            "--workers",
-            1,
-        )
-    )
-    data.images["train"], data.labels["train"] = (
-        np.repeat(data.images["train"][:1], 200),
-        data.labels["train"][:1].repeat(200),
-    )
+    words = "--dataset imagenet --data ramps --image-size 32 --subset 2 --workers 1"
+    data = common.load_data(arguments(*words.split()))
+    data.images["train"] = np.repeat(data.images["train"][:1], 200)
+    data.labels["train"] = data.labels["train"][:1].repeat(200)
     mean, std = (x[:, None, None] for x in data.mean_std)
     pixels = torch.cat([x * std + mean for x, _ in data.training_batches(0, 1, 100, "crop")])
-    widths, heights = (
-        (pixels[:, 0].amax((1, 2)) - pixels[:, 0].amin((1, 2))),
-        (pixels[:, 1].amax((1, 2)) - pixels[:, 1].amin((1, 2))),
-    )
-    area, ratio = (widths * heights / 250**2), widths / heights
+    widths, heights, _ = (pixels.amax((2, 3)) - pixels.amin((2, 3))).T
+    area, ratio = widths * heights / 250**2, widths / heights
     assert 0.07 < area.min() < 0.2
     assert area.max() > 0.85
     assert 0.75 < ratio.min() < 0.9

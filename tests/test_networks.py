@@ -1,16 +1,9 @@
 """Networks, their random start, and what of them is trained."""
 
+import math
 import time
 
-from tests.helpers import (
-    run,
-    the_csv,
-    rows,
-    arguments,
-    BATCHNORM,
-    counts,
-    agrees,
-)
+from tests.helpers import BATCHNORM, agrees, arguments, counts, rows, run, the_csv
 import pytest
 import torch
 
@@ -27,9 +20,8 @@ def test_the_deepest_network_is_ready_in_seconds():
     model = common.network(arguments("--depth", 866), (8, 8, 1), 10)
     common.freeze(model, "bn")
     assert common.count_parameters(model)[0] == 64_736
-    assert (
-        time.process_time() - began < 6
-    )  # 1 s; 18 s when `parts` walked the network at each parameter
+    # 1 s; 18 s when `parts` walked the network at each parameter
+    assert time.process_time() - began < 6
 
 
 @pytest.mark.parametrize("width", WIDE)
@@ -43,11 +35,9 @@ def test_parameter_counts_of_wide_networks(width):
 def test_any_image_size_and_number_of_channels(size, channels):
     model = common.ResNet(14, 1, channels, 7)
     assert model(torch.randn(2, channels, size, size)).shape == (2, 7)
-    assert model.stage3(model.stage2(model.stage1(torch.randn(2, 16, size, size)))).shape[1:] == (
-        64,
-        -(-size // 4),
-        -(-size // 4),
-    )
+    quarter = math.ceil(size / 4)
+    features = model.stage3(model.stage2(model.stage1(torch.randn(2, 16, size, size))))
+    assert features.shape == (2, 64, quarter, quarter)
 
 
 def test_one_choice_has_one_spelling():
@@ -79,9 +69,8 @@ def test_initialisations():
     assert gamma.max() <= 1
     assert gamma.mean().item() == pytest.approx(0.5, abs=0.02)
     assert not torch.cat([bn.bias for bn in common.norms(default).values()]).any()
-    other = model(
-        "--gamma-init", "symmetric", "--beta-init", "constant:0.25", "--weight-init", "binary"
-    )
+    words = "--gamma-init symmetric --beta-init constant:0.25 --weight-init binary"
+    other = model(*words.split())
     assert torch.cat([bn.weight for bn in common.norms(other).values()]).min() < -0.9
     assert all((bn.bias == 0.25).all() for bn in common.norms(other).values())
     binary = other.stage3[1].conv1.weight
@@ -100,10 +89,8 @@ IMAGENET = {18: 9600, 34: 17024, 50: 53120, 101: 105344, 152: 151424, 200: 17600
 def test_parameter_counts_of_imagenet_networks(depth):
     with torch.device("meta"):
         found = parts(common.imagenet_resnet(depth, (224, 224, 3), 1000))
-    assert (
-        sum(p.numel() for part in ("gamma", "beta") for p in found[part].values())
-        == IMAGENET[depth]
-    )
+    affine = [*found["gamma"].values(), *found["beta"].values()]
+    assert sum(p.numel() for p in affine) == IMAGENET[depth]
     assert all(p.shape[2:] == (1, 1) for p in found["shortcut"].values())
     assert next(iter(found["output"].values())).shape[0] == 1000
 
@@ -130,30 +117,27 @@ def test_random_entries_move_and_all_others_stay():
     args = arguments("--train", "random:3+output", "--epochs", 2, "--weight-decay", 0.01)
     data = common.load_data(args)
     model = common.build_model(args, data)
-    start = {
-        name: layer.weight.detach().clone()
-        for name, layer in model.named_modules()
-        if isinstance(layer, torch.nn.Conv2d)
-    }
-    bn = [bn.weight.detach().clone() for bn in common.norms(model).values()]
+    start = {name: layer.weight.detach().clone() for name, layer in convolutions(model).items()}
+    gammas = [norm.weight.detach().clone() for norm in common.norms(model).values()]
     common.freeze(model, args.train)
-    assert all(
-        torch.equal(model.get_submodule(name).weight, weight) for name, weight in start.items()
-    )
+    for name, weight in start.items():
+        assert torch.equal(model.get_submodule(name).weight, weight)
     args.quiet = True
     assert common.fit(model, data, args).code == 0
     for name, weight in start.items():
         moved = (model.get_submodule(name).weight != weight).flatten(1)
         assert moved.sum(1).tolist() == [3] * len(weight), name
-    assert all(
-        torch.equal(old, layer.weight)
-        for old, layer in zip(bn, common.norms(model).values(), strict=True)
-    )
+    for old, norm in zip(gammas, common.norms(model).values(), strict=True):
+        assert torch.equal(old, norm.weight)
     optimizer, *_ = common.recipe(model, args)
-    assert (
-        sum(p.numel() for group in optimizer.param_groups for p in group["params"])
-        == 3 * sum(map(len, start.values())) + 650
-    )
+    (group,) = optimizer.param_groups
+    channels = sum(map(len, start.values()))
+    assert sum(p.numel() for p in group["params"]) == 3 * channels + 650
+
+
+def convolutions(model) -> dict[str, torch.nn.Conv2d]:
+    named = model.named_modules()
+    return {name: layer for name, layer in named if isinstance(layer, torch.nn.Conv2d)}
 
 
 def test_random_entries_are_put_in_place_without_a_scatter():
@@ -174,27 +158,20 @@ def test_random_entries_are_put_in_place_without_a_scatter():
 
 
 def test_fewer_random_entries_are_among_more_and_all_is_everything():
-    chosen = {}
-    for k in ("2", "4", "all", "1000"):
+    def chosen(k) -> list[set[int]]:
+        """The entries of each channel."""
         model = common.ResNet(8, 1, 1, 10)
         model.seed = 5
         common.freeze(model, f"random:{k}")
-        chosen[k] = [
-            set(row.tolist())
-            for m in model.modules()
-            if isinstance(m, entries.RandomEntries)
-            for row in m.index
-        ]
-    assert all(
-        two < four <= every
-        for two, four, every in zip(chosen["2"], chosen["4"], chosen["all"], strict=True)
-    )
-    assert chosen["all"] == chosen["1000"]
-    assert sum(map(len, chosen["all"])) == sum(
-        m.weight.numel()
-        for m in common.ResNet(8, 1, 1, 10).modules()
-        if isinstance(m, torch.nn.Conv2d)
-    )
+        layers = [m for m in model.modules() if isinstance(m, entries.RandomEntries)]
+        return [set(channel.tolist()) for layer in layers for channel in layer.index]
+
+    everything = chosen("all")
+    for two, four, every in zip(chosen(2), chosen(4), everything, strict=True):
+        assert two < four <= every
+    assert everything == chosen(1000)
+    weights = [layer.weight for layer in convolutions(common.ResNet(8, 1, 1, 10)).values()]
+    assert sum(map(len, everything)) == sum(weight.numel() for weight in weights)
 
 
 def test_a_step_with_random_entries_costs_little_more_than_one_of_all():
@@ -204,14 +181,10 @@ def test_a_step_with_random_entries_costs_little_more_than_one_of_all():
     for train in seconds:
         args = arguments("--train", train, "--depth", 14, "--image-size", 32)
         data = common.load_data(args)
-        model = common.build_model(args, data)
+        model = common.build_model(args, data).train()
         common.freeze(model, train)
-        steps[train] = (
-            model.train(),
-            *next(data.training_batches(0, 1, 128, "none")),
-            common.recipe(model, args).optimizer,
-            args,
-        )
+        x, y = next(data.training_batches(0, 1, 128, "none"))
+        steps[train] = (model, x, y, common.recipe(model, args).optimizer, args)
     torch.set_num_threads(1)
     try:
         for _ in range(15):

@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from tests.helpers import HERE, arguments, forked, rows, run
+from tests.helpers import HERE, arguments, forked, one_line, rows, run, the_checkpoint
 from tests.test_copies import script
 import numpy as np
 import pytest
@@ -18,25 +18,17 @@ import predict
 
 
 @pytest.mark.parametrize(
-    "experiment, words",
+    "experiment, dataset, words",
     [
-        (exp_bn_init, "davis_frank --network cifar_resnet14 --input-norm bn --seeds 1"),
-        (exp_mlp_lenet, "--hidden 32 --dataset wine"),
-        (exp_mlp_lenet, "--arch lenet5 --image-size 12"),
+        (exp_bn_init, "digits", "davis_frank --network cifar_resnet14 --input-norm bn --seeds 1"),
+        (exp_mlp_lenet, "wine", "--hidden 32"),
+        (exp_mlp_lenet, "digits", "--arch lenet5 --image-size 12"),
     ],
 )
-def test_predict_knows_the_networks_of_every_experiment(experiment, words, capsys):
-    shared = "--dataset digits --epochs 2 --batch-size 50 --precision fp32 --quiet".split()
-    assert (
-        experiment.main(
-            [*words.split()[:1], *shared, *words.split()[1:]]
-            if experiment is exp_bn_init
-            else [*shared, *words.split()]
-        )
-        == 0
-    )
+def test_predict_knows_the_networks_of_every_experiment(experiment, dataset, words, capsys):
+    recipe = "--epochs 2 --batch-size 50 --precision fp32 --quiet"
+    assert experiment.main([*words.split(), "--dataset", dataset, *recipe.split()]) == 0
     checkpoints = [str(path) for path in Path("checkpoints").rglob("*.pt")]
-    dataset = "wine" if "wine" in words else "digits"
     assert predict.main([*checkpoints, "--dataset", dataset]) == 0
     out = capsys.readouterr().out
     for path in Path("results").rglob("*[0-9a-f].csv"):
@@ -92,21 +84,8 @@ def test_predict_names_classes_and_draws(capsys):
     assert run() == 0
     assert run("--train", "all") == 0
     paths = [str(path) for path in sorted(Path("checkpoints").rglob("*.pt"))]
-    assert (
-        predict.main(
-            [
-                *paths,
-                "0.png",
-                "--filters",
-                "filters.png",
-                "2.png",
-                "--feature-maps",
-                "maps.pdf",
-                "1.png",
-            ]
-        )
-        == 0
-    )
+    words = "0.png --filters filters.png 2.png --feature-maps maps.pdf 1.png"
+    assert predict.main([*paths, *words.split()]) == 0
     out = capsys.readouterr().out
     drawn = np.asarray(Image.open("filters.png").convert("L"))
     assert (drawn < 100).mean() > 0.05
@@ -114,9 +93,8 @@ def test_predict_names_classes_and_draws(capsys):
     args = arguments()
     model = common.build_model(args, digits)
     common.freeze(model, "bn")
-    checkpoints.restore(
-        model, harness_files.read_checkpoint(Path(next(c for c in paths if "-bn-" in c)))
-    )
+    (of_bn,) = (path for path in paths if "-bn-" in path)
+    checkpoints.restore(model, harness_files.read_checkpoint(Path(of_bn)))
     with torch.inference_mode():
         p = common.forward(model.eval(), next(digits.batches("test"))[0][:1], args).softmax(1)[0]
     assert f"0.png: {p.argmax()} {100 * p.max():.1f} %" in out.partition("-bn-")[2]
@@ -125,16 +103,14 @@ def test_predict_names_classes_and_draws(capsys):
 
 def test_predict_refuses_what_it_cannot_use(capsys):
     assert run() == 0
-    checkpoint = next(Path("checkpoints").rglob("*.pt"))
+    checkpoint = the_checkpoint()
     content = harness_files.read_checkpoint(checkpoint)
-    Path("short.pt").write_bytes(checkpoint.read_bytes()[:-100])
-    harness_files.write_checkpoint(
-        Path("other.pt"), content | {"about": content["about"] | {"experiment": "../other"}}
-    )
-    harness_files.write_checkpoint(
-        Path("deep.pt"), content | {"settings": content["settings"] | {"depth": 15}}
-    )
+    about = content["about"] | {"experiment": "../other"}
+    settings = content["settings"] | {"depth": 15}
+    harness_files.write_checkpoint(Path("other.pt"), content | {"about": about})
+    harness_files.write_checkpoint(Path("deep.pt"), content | {"settings": settings})
     harness_files.write_checkpoint(Path("empty.pt"), {})
+    Path("short.pt").write_bytes(checkpoint.read_bytes()[:-100])
     Path("text.png").write_text("no image")
     for words, expected in (
         ("absent.pt x.png", "absent.pt cannot be read"),
@@ -149,5 +125,6 @@ def test_predict_refuses_what_it_cannot_use(capsys):
         (f"{checkpoint} --dataset imagefolder", "needs --data"),
     ):
         assert predict.main(words.split()) == 2, words
-        lines = capsys.readouterr().err.strip().splitlines()
-        assert len(lines) == 1 and lines[0].startswith("error: ") and expected in lines[0], lines
+        said = one_line(capsys)
+        assert said.startswith("error: ")
+        assert expected in said

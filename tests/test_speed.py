@@ -8,15 +8,7 @@ import time
 from argparse import Namespace
 from pathlib import Path
 
-from tests.helpers import (
-    HERE,
-    Forked,
-    run,
-    the_csv,
-    rows,
-    arguments,
-    GRID,
-)
+from tests.helpers import GRID, HERE, Forked, arguments, rows, run, the_csv
 import pandas as pd
 import pytest
 import torch
@@ -32,7 +24,7 @@ import plots
 
 @pytest.mark.skipif(not speed.has_bf16(torch.device("cpu")), reason="this processor has no bf16")
 def test_bf16_agrees_with_fp32():
-    outputs = {}
+    losses, gradients = {}, []
     for precision in ("fp32", "bf16"):
         args = arguments("--precision", precision, "--depth", 14)
         data = common.load_data(args)
@@ -41,16 +33,13 @@ def test_bf16_agrees_with_fp32():
         x, y = next(data.training_batches(0, 1, 100, "none"))
         loss = torch.nn.functional.cross_entropy(common.forward(model, x, args), y)
         loss.backward()
-        outputs[precision] = (
-            loss.item(),
-            torch.cat([p.grad for p in model.parameters() if p.requires_grad]),
-        )
+        losses[precision] = loss.item()
+        trained = [p for p in model.parameters() if p.requires_grad]
+        gradients.append(torch.cat([p.grad for p in trained]))
         assert run("--precision", precision, "--epochs", 30) == 0
-    assert outputs["bf16"][0] == pytest.approx(outputs["fp32"][0], rel=0.01)
+    assert losses["bf16"] == pytest.approx(losses["fp32"], rel=0.01)
     # 8 bits of mantissa through 14 layers: 0.975 to 0.985, by seed and number of threads
-    assert (
-        torch.nn.functional.cosine_similarity(outputs["bf16"][1], outputs["fp32"][1], dim=0) > 0.95
-    )
+    assert torch.nn.functional.cosine_similarity(*gradients, dim=0) > 0.95
     final = [float(rows(path)[-1]["test_acc"]) for path in Path("results").glob("*/*.csv")]
     assert len(final) == 2
     assert min(final) > 30
@@ -61,105 +50,77 @@ def test_bf16_agrees_with_fp32():
 def quickly_compiled(monkeypatch):
     """torch.compile without its code generator, which takes minutes: traced, differentiated and
     functionalised like any, and run by PyTorch's operators."""
-    compiled, compile = [], functools.partial(torch.compile, backend="aot_eager")
-    monkeypatch.setattr(
-        torch,
-        "compile",
-        lambda function, **options: compiled.append(function) or compile(function, **options),
-    )
+    compiled = []
+
+    def quickly(function, *, compile=torch.compile, **options):
+        compiled.append(function)
+        return compile(function, backend="aot_eager", **options)
+
+    monkeypatch.setattr(torch, "compile", quickly)
     yield compiled
     torch.compiler.reset()
 
 
 def bench_arguments(*words) -> Namespace:
+    """What bench.py is asked for by these words."""
     found = []
-    monkey = bench.share_out, bench.compare
-    bench.compare = lambda args, threads: found.append(args) or []
-    try:
-        assert (
-            bench.main(
-                [
-                    "--images",
-                    "100",
-                    "--device",
-                    "cpu",
-                    "--precision",
-                    "fp32",
-                    "--batch-size",
-                    "50",
-                    "--image-size",
-                    "8",
-                    *map(str, words),
-                ]
-            )
-            == 0
-        )
-    finally:
-        bench.share_out, bench.compare = monkey
+
+    def compare(args, threads):
+        found.append(args)
+        return []
+
+    small = "--images 100 --device cpu --precision fp32 --batch-size 50 --image-size 8"
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(bench, "compare", compare)
+        assert bench.main([*small.split(), *map(str, words)]) == 0
     return found[0]
 
 
 @pytest.mark.parametrize("train", ["bn", "all"])
 def test_a_step_of_every_variant_of_the_bench_equals_the_plain_ones(train, quickly_compiled):
     args = bench_arguments("--depths", 8, "--train", train, "--compile")
-    for n in range(len(bench.PARTS)):
+    other = ("bf16", "frozen weights cast once", "CUDA graph")  # in arithmetic, or on a GPU
+    for n, last in enumerate(bench.PARTS, 1):
         plain = bench.build(args, None)
-        ours = bench.build(
-            args,
-            tuple(
-                part
-                for part in bench.PARTS[: n + 1]
-                if part not in ("bf16", "frozen weights cast once", "CUDA graph")
-            ),
-        )
+        ours = bench.build(args, tuple(part for part in bench.PARTS[:n] if part not in other))
         x, y = next(ours.data.training_batches(0, 1, 50, "crop+flip"))
-        expected = plain.step(x.contiguous(), y)[0]
-        assert float(
-            ours.step(ours.model.train(), x, y, ours.optimizer, ours.args)[0]
-        ) / 50 == pytest.approx(expected, rel=1e-5)
+        expected, *_ = plain.step(x.contiguous(), y)
+        loss, *_ = ours.step(ours.model.train(), x, y, ours.optimizer, ours.args)
+        assert float(loss) / 50 == pytest.approx(expected, rel=1e-5), last
         for name, p in plain.model.named_parameters():
-            assert torch.allclose(p, ours.model.get_parameter(name), rtol=1e-4, atol=1e-5), (
-                bench.PARTS[n],
-                name,
-            )
+            found = ours.model.get_parameter(name)
+            assert torch.allclose(p, found, rtol=1e-4, atol=1e-5), (last, name)
 
 
 def test_the_bench_measures_every_variant(monkeypatch, capsys):
-    monkeypatch.setattr(
-        bench,
-        "in_processes",
-        lambda n, threads, measure, *arguments: [measure(*arguments) for _ in range(n)],
-    )
+    def here(n, threads, measure, *arguments):
+        return [measure(*arguments) for _ in range(n)]
+
+    monkeypatch.setattr(bench, "in_processes", here)
     monkeypatch.setattr(bench, "WINDOW", 0.1)
     words = "--depths 8 --images 100 --turns 1 --device cpu --batch-size 50 --image-size 8".split()
     assert bench.main(words) == bench.main([*words, "--grid"]) == 0
-    tables = {
-        path.stem.endswith("grid"): pd.read_csv(path)
-        for path in Path("results/bench").glob("*.csv")
-    }
-    loops = tables[False][tables[False].epoch_s.notna()]
+    grid = pd.read_csv(*Path("results/bench").glob("*grid.csv"))
+    table = pd.read_csv(*Path("results/bench").glob("*[!d].csv"))
+    loops = table[table.epoch_s.notna()]
     assert list(loops.variant[:3]) == ["plain", "data on the device", "channels_last"]
-    assert (
-        loops[["train_images_per_s", "test_images_per_s", "peak_mb", "limit_s", "share_of_limit"]]
-        > 0
-    ).all(axis=None)
-    assert loops.speedup.to_numpy() == pytest.approx(
-        loops.epoch_s[0] / loops.epoch_s.to_numpy(), rel=1e-4
-    )
-    assert loops.epoch_s[0] == pytest.approx(
-        50_000 / loops.train_images_per_s[0] + 10_000 / loops.test_images_per_s[0], rel=0.5
-    )
-    assert tables[False].start_s.count() == 1
-    assert tables[False].share_of_step.sum() == pytest.approx(1, abs=0.05)
-    assert list(tables[True].processes) == [
-        n for n in (1, 2, 4, 8, 16, 32, 64) if n <= torch.get_num_threads()
-    ]
+    rates = ["train_images_per_s", "test_images_per_s", "peak_mb", "limit_s", "share_of_limit"]
+    assert (loops[rates] > 0).all(axis=None)
+    plain = loops.iloc[0]
+    speedups = plain.epoch_s / loops.epoch_s.to_numpy()
+    assert loops.speedup.to_numpy() == pytest.approx(speedups, rel=1e-4)
+    seconds = 50_000 / plain.train_images_per_s + 10_000 / plain.test_images_per_s
+    assert plain.epoch_s == pytest.approx(seconds, rel=0.5)
+    assert table.start_s.count() == 1
+    assert table.share_of_step.sum() == pytest.approx(1, abs=0.05)
+    threads = torch.get_num_threads()
+    assert list(grid.processes) == [n for n in (1, 2, 4, 8, 16, 32, 64) if n <= threads]
     (precision,) = loops.precision.unique()
     assert precision == ("bf16" if speed.has_bf16(torch.device("cpu")) else "fp32")
     assert plots.main(["--only", "speed"]) == 0
-    table = Path("tables/speed.md").read_text()
-    assert f"| plain | {loops.train_images_per_s[0]:,.0f} |" in table
-    assert f"batches of 50, {precision}, {torch.get_num_threads()} threads" in table
+    shown = Path("tables/speed.md").read_text()
+    assert f"| plain | {plain.train_images_per_s:,.0f} |" in shown
+    assert f"batches of 50, {precision}, {threads} threads" in shown
     for wrong, says in (
         ("--epochs 3", "unrecognized arguments: --epochs"),
         ("--dry-run", "unrecognized arguments: --dry-run"),
@@ -175,29 +136,19 @@ def test_the_bench_measures_every_variant(monkeypatch, capsys):
 
 def test_the_bench_counts_work_as_its_formula_does():
     """ResNet-8 on 8x8 pixels by hand: convolutions of 3x3 and 1x1, then the output layer."""
-    stages = {
-        (3, 16): 8,
-        (16, 16): 8,
-        (16, 32): 4,
-        (32, 32): 4,
-        (32, 64): 2,
-        (64, 64): 2,
-    }  # channels in and out: height and width after
-    flops = {
-        c: 2 * 9 * c[0] * c[1] * size**2 * (2 if c == (16, 16) else 1) for c, size in stages.items()
-    }
-    forward = sum(flops.values()) + 2 * 16 * 32 * 16 + 2 * 32 * 64 * 4 + 2 * 64 * 10
+    # channels in and out, height and width after, of every 3x3 convolution
+    layers = [(3, 16, 8), (16, 16, 8), (16, 16, 8)]
+    layers += [(16, 32, 4), (32, 32, 4), (32, 64, 2), (64, 64, 2)]
+    first, *others = (2 * 9 * c_in * c_out * size**2 for c_in, c_out, size in layers)
+    shortcuts, output = 2 * 16 * 32 * 16 + 2 * 32 * 64 * 4, 2 * 64 * 10
+    forward = first + sum(others) + shortcuts + output
     elements = 3 * 16 * 64 + 3 * 32 * 16 + 3 * 64 * 4
     found = bench.work(bench_arguments("--depths", 8))
     assert found["test"] == (forward, 4 * elements)
-    assert found["train"] == (
-        2 * forward - flops[3, 16],
-        14 * elements - 5 * 16 * 64,
-    )  # nothing before the first convolution is trained, and nothing before the first BatchNorm
-    assert bench.work(bench_arguments("--depths", 8, "--train", "all"))["train"] == (
-        3 * forward - flops[3, 16],
-        14 * elements,
-    )
+    # nothing before the first convolution is trained, and nothing before the first BatchNorm
+    assert found["train"] == (2 * forward - first, 14 * elements - 5 * 16 * 64)
+    everything = bench.work(bench_arguments("--depths", 8, "--train", "all"))
+    assert everything["train"] == (3 * forward - first, 14 * elements)
 
 
 def test_a_measurement_has_a_process_of_its_own():
@@ -205,11 +156,8 @@ def test_a_measurement_has_a_process_of_its_own():
     found = bench.in_processes(2, 1, bench.speed, args, bench.PARTS[:2], 0)
     assert len(found) == 2
     assert all(one["train_images_per_s"] > 0 and one["peak_mb"] > 100 for one in found)
-    assert (
-        0.5
-        < bench.in_processes(1, 1, bench.start, args, bench.PARTS[:2], time.time())[0]["start_s"]
-        < 60
-    )
+    (one,) = bench.in_processes(1, 1, bench.start, args, bench.PARTS[:2], time.time())
+    assert 0.5 < one["start_s"] < 60
 
 
 def test_frozen_weights_are_cast_once_and_come_back_bit_for_bit():
@@ -217,21 +165,18 @@ def test_frozen_weights_are_cast_once_and_come_back_bit_for_bit():
     data = common.load_data(args)
     model = common.build_model(args, data)
     common.freeze(model, args.train)
-    before, (x, _) = (
-        {name: p.detach().clone() for name, p in model.named_parameters()},
-        next(data.training_batches(0, 1, 20, "none")),
-    )
+    before = {name: p.detach().clone() for name, p in model.named_parameters()}
+    frozen = {name for name in before if "conv" in name or "shortcut.0" in name}
+    x, _ = next(data.training_batches(0, 1, 20, "none"))
     with torch.autocast("cpu", torch.bfloat16), torch.no_grad():
         usual = model.eval()(x)
         with common.frozen_in(torch.bfloat16, model):
-            assert {name for name, p in model.named_parameters() if p.dtype == torch.bfloat16} == {
-                name for name in before if "conv" in name or "shortcut.0" in name
-            }
+            kinds = {name: p.dtype for name, p in model.named_parameters()}
+            assert {name for name in kinds if kinds[name] == torch.bfloat16} == frozen
             assert torch.equal(model(x), usual)
-    assert all(
-        torch.equal(p, before[name]) and p.dtype == torch.float32
-        for name, p in model.named_parameters()
-    )
+    for name, p in model.named_parameters():
+        assert p.dtype == torch.float32
+        assert torch.equal(p, before[name])
 
 
 LARGER = ("--image-size", 16)  # than 8x8, for which oneDNN's layout is not used
@@ -277,9 +222,8 @@ def test_onednns_layout_changes_no_result(norm, train, monkeypatch):
     assert ours.keys() == usual.keys()
     for name, value in usual.items():
         # a ReLU's input that is zero but for rounding has a gradient or none
-        assert torch.linalg.norm((ours[name] - value).float()) <= 0.01 * (
-            torch.linalg.norm(value.float()) + 1e-6
-        ), name
+        error = torch.linalg.norm((ours[name] - value).float())
+        assert error <= 0.01 * (torch.linalg.norm(value.float()) + 1e-6), name
     assert torch.allclose(ours["tested"], usual["tested"], rtol=1e-4, atol=1e-4)
 
 
@@ -324,9 +268,8 @@ def test_compiled_blocks_calculate_what_eager_ones_do(quickly_compiled):
     assert compiled.compile.all()
     assert compiled.run[0] != eager.run[0]
     for column in ("train_loss", "test_loss", "test_acc"):
-        assert compiled[column].to_numpy() == pytest.approx(eager[column].to_numpy(), rel=1e-3), (
-            column
-        )
+        close = pytest.approx(eager[column].to_numpy(), rel=1e-3)
+        assert compiled[column].to_numpy() == close, column
     assert run("--compile", "--force", "--time-limit", 1e-9) == run("--compile") == 0
     assert pd.read_csv(the_csv()).drop(columns="seconds").equals(compiled.drop(columns="seconds"))
 
@@ -360,21 +303,18 @@ def test_small_images_take_one_thread_unless_told_otherwise(given, words, thread
 
 def test_every_run_has_the_whole_budget_of_compiled_graphs(quickly_compiled, monkeypatch, capsys):
     monkeypatch.setattr(speed, "COMPILED_KINDS", 5)
-    assert (
-        exp_depth_width.main(
-            [*GRID, "--depths", "8", "--widths", "1", "2", "3", "--grid", "--compile"]
-        )
-        == 0
-    )  # three kinds of block each
+    three_kinds_of_block_each = "--depths 8 --widths 1 2 3 --grid --compile"
+    assert exp_depth_width.main([*GRID, *three_kinds_of_block_each.split()]) == 0
     assert run("--compile", "--depth", 14, "--epochs", 1) == 0
-    assert (
-        run("--compile", "--depth", 20, "--epochs", 1, "--train", "random:2") == 1
-    )  # nine blocks, each of its own kind
-    assert (
-        capsys.readouterr()
-        .err.splitlines()[-1]
-        .startswith("error: --compile failed, leave it out (")
-    )
+    nine_blocks_each_of_its_own_kind = "--depth 20 --train random:2"
+    assert run("--compile", "--epochs", 1, *nine_blocks_each_of_its_own_kind.split()) == 1
+    assert compiling_failed(capsys)
+
+
+def compiling_failed(capsys) -> bool:
+    """Whether the last line of stderr says so."""
+    last = capsys.readouterr().err.splitlines()[-1]
+    return last.startswith("error: --compile failed, leave it out (")
 
 
 def test_no_compiler_is_one_line(monkeypatch, capsys):
@@ -383,11 +323,7 @@ def test_no_compiler_is_one_line(monkeypatch, capsys):
     monkeypatch.setattr(inductor.cpp, "cxx", (None, "/nowhere"))
     monkeypatch.setattr(inductor, "force_disable_caches", True)
     assert run("--compile") == 1
-    assert (
-        capsys.readouterr()
-        .err.splitlines()[-1]
-        .startswith("error: --compile failed, leave it out (")
-    )
+    assert compiling_failed(capsys)
     torch.compiler.reset()
 
 
@@ -417,9 +353,9 @@ class RecordedStep:
         now = [group["lr"] for group in self.optimizer.param_groups]
         for group, rate in zip(self.optimizer.param_groups, self.rates, strict=True):
             group["lr"] = float(rate)
-        self.step.tally.copy_(
-            common.train_step(self.model, self.step.x, self.step.y, self.optimizer, self.args)
-        )
+        batch = self.step.x, self.step.y
+        tally = common.train_step(self.model, *batch, self.optimizer, self.args)
+        self.step.tally.copy_(tally)
         for group, rate in zip(self.optimizer.param_groups, now, strict=True):
             group["lr"] = rate
 
