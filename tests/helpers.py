@@ -29,10 +29,8 @@ import exp_bn_only
 HERE = Path(__file__).parent.parent
 
 
-SMALL = (
-    "--dataset digits --depth 8 --subset 150 --epochs 3 --batch-size 50 --precision fp32".split()
-)
-SMALL += ["--device", "cpu"]
+SMALL = "--dataset digits --depth 8 --subset 150 --epochs 3 --batch-size 50".split()
+SMALL += "--precision fp32 --device cpu".split()
 
 
 @pytest.fixture(autouse=True)
@@ -149,25 +147,6 @@ FOLDER = ["--dataset", "imagefolder", "--data", "pets"]
 
 
 GRID = [*SMALL, "--epochs", "1", "--quiet"]
-
-
-TABLE = [
-    "--dataset",
-    "csv",
-    "--data",
-    "flowers.csv",
-    "--quiet",
-    "--epochs",
-    "30",
-    "--hidden",
-    "16",
-    "--train",
-    "all",
-    "--batch-size",
-    "16",
-    "--precision",
-    "fp32",
-]
 
 
 def no_network(*_, **__):

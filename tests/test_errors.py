@@ -10,14 +10,15 @@ import urllib.request
 from pathlib import Path
 
 from tests.helpers import (
+    FOLDER,
     HERE,
-    run,
-    the_csv,
-    rows,
     files,
     image_folder,
-    FOLDER,
     no_network,
+    one_line,
+    rows,
+    run,
+    the_csv,
 )
 import pytest
 import torch
@@ -34,26 +35,20 @@ def test_bf16_without_hardware_is_an_error(monkeypatch, capsys):
 
 
 def test_the_commit_says_whether_a_script_was_changed_or_added():
-    def commit():
-        return subprocess.run(
-            [sys.executable, "-c", "from harness import runs; print(runs.commit())"],
-            capture_output=True,
-            text=True,
-            check=True,
-            env=os.environ | {"PYTHONPATH": "project"},
-        ).stdout.strip()
+    def told(*command) -> str:
+        options = {"capture_output": True, "text": True, "check": True}
+        here = os.environ | {"PYTHONPATH": "project"}
+        return subprocess.run(command, **options, env=here).stdout.strip()
 
-    def git(*words):
-        subprocess.run(
-            ["git", "-C", "project", "-c", "user.name=A", "-c", "user.email=a@b", *words],
-            check=True,
-            capture_output=True,
-        )
+    def commit() -> str:
+        return told(sys.executable, "-c", "from harness import runs; print(runs.commit())")
+
+    def git(*words) -> None:
+        told("git", "-C", "project", "-c", "user.name=A", "-c", "user.email=a@b", *words)
 
     Path("project/venv").mkdir(parents=True)
-    shutil.copytree(
-        HERE / "harness", "project/harness", ignore=shutil.ignore_patterns("__pycache__")
-    )
+    sources = shutil.ignore_patterns("__pycache__")
+    shutil.copytree(HERE / "harness", "project/harness", ignore=sources)
     Path("project/.gitignore").write_text("__pycache__/\n")
     assert commit() == ""
     git("init")
@@ -65,24 +60,15 @@ def test_the_commit_says_whether_a_script_was_changed_or_added():
     assert re.fullmatch(r"[0-9a-f]{10}\+", commit())
 
 
-@pytest.mark.parametrize(
-    "script",
-    [
-        "exp_bn_only",
-        "exp_random_params",
-        "exp_depth_width",
-        "exp_bn_init",
-        "exp_mlp_lenet",
-        "predict",
-        "bench",
-        "plots",
-    ],
-)
+SCRIPTS = [path.name for path in HERE.glob("exp_*.py")] + ["predict.py", "bench.py", "plots.py"]
+
+
+@pytest.mark.parametrize("script", sorted(SCRIPTS))
 def test_ctrl_c_during_imports_is_one_line(script):
     for slow in ("torch", "pandas"):
         Path(f"{slow}.py").write_text("raise KeyboardInterrupt")
     done = subprocess.run(
-        [sys.executable, HERE / f"{script}.py"],
+        [sys.executable, HERE / script],
         capture_output=True,
         text=True,
         env=os.environ | {"PYTHONPATH": "."},
@@ -103,63 +89,77 @@ def test_ctrl_c_during_imports_is_one_line(script):
 def test_a_data_set_that_cannot_be_had(dataset, where, capsys, monkeypatch):
     monkeypatch.setattr(urllib.request, "urlopen", no_network)
     assert run("--dataset", dataset, "--data", "here") == 2
-    err = capsys.readouterr().err
-    assert err.count("\n") == 1
-    assert f"here/{where}" in err
-    assert "--dataset digits" in err
+    said = one_line(capsys)
+    assert f"here/{where}" in said
+    assert "--dataset digits" in said
     assert not Path("results").exists()
     assert not Path("here").exists()
 
 
-@pytest.mark.parametrize(
-    "harm, says",
-    {
-        "no train": "no folder train/",
-        "empty class": "pets/train/bird holds no image",
-        "only a note": "pets/train/bird holds no image",
-        "one above": "name that with --data",
-        "broken image": "pets/train/cat/9.png",
-        "other classes": "bird",
-        "sizes": "--image-size 32, or 224",
-        "no classes": "no class folder",
-        "absent": "pets is no folder",
-        "tiny": "--image-size 8",
-    }.items(),
-)
+def without_train(root):
+    (root / "train").rename(root / "training")
+
+
+def with_an_empty_class(root):
+    (root / "train/bird").mkdir()
+
+
+def with_a_class_of_notes(root):
+    (root / "train/bird").mkdir()
+    (root / "train/bird/notes.txt").write_text("birds")
+
+
+def one_level_deeper(root):
+    for split in ("train", "test"):
+        (root / "mine").mkdir(exist_ok=True)
+        (root / split).rename(root / "mine" / split)
+
+
+def with_a_broken_image(root):
+    (root / "train/cat/9.png").write_bytes((root / "train/cat/1.png").read_bytes()[:50])
+
+
+def with_another_class_in_the_test(root):
+    (root / "test/dog").rename(root / "test/bird")
+
+
+def without_classes(root):
+    shutil.rmtree(root / "train")
+    (root / "train").mkdir()
+
+
+HARMS = [
+    (without_train, "no folder train/"),
+    (with_an_empty_class, "pets/train/bird holds no image"),
+    (with_a_class_of_notes, "pets/train/bird holds no image"),
+    (one_level_deeper, "name that with --data"),
+    (with_a_broken_image, "pets/train/cat/9.png"),
+    (with_another_class_in_the_test, "bird"),
+    (without_classes, "no class folder"),
+    (shutil.rmtree, "pets is no folder"),
+]
+
+
+@pytest.mark.parametrize("harm, says", HARMS)
 def test_image_folders_that_cannot_be_used(harm, says, capsys):
-    if harm != "absent":
-        root = image_folder(
-            sizes=((12, 12), (12, 14))
-            if harm == "sizes"
-            else ((6, 6),)
-            if harm == "tiny"
-            else ((12, 12),)
-        )
-    if harm == "no train":
-        (root / "train").rename(root / "training")
-    elif harm == "empty class":
-        (root / "train/bird").mkdir()
-    elif harm == "only a note":
-        (root / "train/bird").mkdir()
-        (root / "train/bird/notes.txt").write_text("birds")
-    elif harm == "one above":
-        (root / "train").rename(root / "photos")
-        (root / "photos").rename("photos")
-        shutil.rmtree(root)
-        (root / "mine").mkdir(parents=True)
-        Path("photos").rename(root / "mine/train")
-    elif harm == "broken image":
-        (root / "train/cat/9.png").write_bytes((root / "train/cat/1.png").read_bytes()[:50])
-    elif harm == "other classes":
-        (root / "test/dog").rename(root / "test/bird")
-    elif harm == "no classes":
-        (root / "train").rename(root / "gone")
-        (root / "train").mkdir()
+    harm(image_folder())
+    cannot_be_used(says, capsys)
+
+
+@pytest.mark.parametrize(
+    "sizes, says",
+    [(((12, 12), (12, 14)), "--image-size 32, or 224"), (((6, 6),), "--image-size 8")],
+)
+def test_images_of_several_sizes_or_too_small(sizes, says, capsys):
+    image_folder(sizes=sizes)
+    cannot_be_used(says, capsys)
+
+
+def cannot_be_used(says: str, capsys) -> None:
+    """The folder pets is refused in one line, and nothing in it or beside it changes."""
     before = files()
     assert run(*FOLDER, "--subset", 10) == 2
-    err = capsys.readouterr().err
-    assert err.count("\n") == 1
-    assert says in err
+    assert says in one_line(capsys)
     assert {path: content for path, content in files().items() if ".decoded" not in path} == before
 
 
@@ -170,21 +170,15 @@ def test_a_full_disk_is_one_line_and_what_is_on_disk_is_whole(monkeypatch, capsy
     def full(descriptor):
         raise OSError(28, "No space left on device")
 
+    def enter(run, enter=records.Run.__enter__):
+        entered = enter(run)
+        patch.setattr(harness_files.os, "fsync", full)  # only once the run has its lock
+        return entered
+
     with monkeypatch.context() as patch:
-        patch.setattr(harness_files.os, "fsync", full)
-        patch.setattr(
-            records.Run,
-            "__enter__",
-            lambda self, enter=records.Run.__enter__: (
-                patch.undo(),
-                enter(self),
-                patch.setattr(harness_files.os, "fsync", full),
-            )[1],
-        )
+        patch.setattr(records.Run, "__enter__", enter)
         assert run() == 1
-    err = capsys.readouterr().err
-    assert err.count("\n") == 1
-    assert "No space left on device" in err
+    assert "No space left on device" in one_line(capsys)
     assert files() == before
     assert run() == 0
     assert run("--results", "whole", "--checkpoints", "whole") == 0

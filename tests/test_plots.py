@@ -22,41 +22,32 @@ from tests.helpers import GRID, HERE, environment, rows, run, the_csv
 
 
 def test_plots_average_seeds_and_nothing_else(capsys):
-    for words in (
-        ("--seed", 0),
-        ("--seed", 1),
-        ("--seed", 2, "--lr", 0.01),
-        ("--train", "none"),
-        ("--depth", 14),
-    ):
-        assert run("--epochs", 1, *words) == 0
+    for words in ("--seed 0", "--seed 1", "--seed 2 --lr 0.01", "--train none", "--depth 14"):
+        assert run("--epochs", 1, *words.split()) == 0
     assert run("--epochs", 5, "--lr", 1e6, "--train", "all-bn") == 1
     assert run("--time-limit", 1e-9, "--train", "all") == 0
     (broken := Path("results/bn_only/broken.csv")).write_text("no,run\n")
     Path("results/other").mkdir()
     for own in (1, 2):  # another experiment's, told apart by a column of its own
         one = next(Path("results/bn_only").glob("resnet8-w1-digits-bn-s0-*[0-9a-f].csv"))
-        pd.read_csv(one).assign(experiment="other", own=own).to_csv(
-            f"results/other/{own}.csv", index=False
-        )
+        other = pd.read_csv(one).assign(experiment="other", own=own)
+        other.to_csv(f"results/other/{own}.csv", index=False)
     capsys.readouterr()
     assert plots.main(["--out", "out"]) == 0
     printed = capsys.readouterr()
-    table = pd.read_csv("out/tables/accuracy.csv").rename(
-        columns=lambda c: c.removeprefix("test accuracy (%): ")
-    )
+    table = pd.read_csv("out/tables/accuracy.csv")
+    table.columns = [column.removeprefix("test accuracy (%): ") for column in table]
     assert sorted(table.seeds) == [1, 1, 1, 1, 1, 2]
     assert set(table.trained) == {"bn", "none", "other (own 1): bn", "other (own 2): bn"}
-    mine = [
-        float(rows(p)[-1]["test_acc"])
-        for p in Path("results/bn_only").glob("resnet8-w1-digits-bn-s[01]-*[0-9a-f].csv")
-    ]
+    paths = Path("results/bn_only").glob("resnet8-w1-digits-bn-s[01]-*[0-9a-f].csv")
+    mine = [float(rows(path)[-1]["test_acc"]) for path in paths]
     pair = table[table.seeds == 2].iloc[0]
     assert pair["mean"] == pytest.approx(np.mean(mine), rel=1e-5)
     assert pair.sd == pytest.approx(np.std(mine, ddof=1), rel=1e-4)
     assert f"{np.mean(mine):.1f} ± {np.std(mine, ddof=1):.1f} (2)" in printed.out
     assert "lr 0.01" in printed.out
-    assert all(f"{what}" in printed.err for what in ("diverged", "unfinished, 1 of 3", str(broken)))
+    for what in ("diverged", "unfinished, 1 of 3", str(broken)):
+        assert what in printed.err
     for kind in ("png", "pdf"):
         assert Path(f"out/figures/accuracy_depth-digits.{kind}").stat().st_size > 5000
 
@@ -110,14 +101,9 @@ def test_plots_say_in_one_line_what_is_wrong(capsys):
 
 def test_every_table_and_figure_is_made(capsys):
     for seed in range(2):
-        for trained, train in (
-            (175000, "all"),
-            (1120, "bn"),
-            (0, "none"),
-            (560, "random:1"),
-            (1120, "random:2"),
-            (173200, "random:all"),
-        ):
+        of_bn = {"all": 175000, "bn": 1120, "none": 0}
+        at_random = {"random:1": 560, "random:2": 1120, "random:all": 173200}
+        for train, trained in (of_bn | at_random).items():
             pretend(seed, 40 + seed, train=train, params_trained=trained)
         pretend(seed, 50, train="bn", depth=44, params_trained=3360)
         pretend(seed, 50, train="bn", width=3, params_trained=3360)
@@ -143,17 +129,9 @@ def test_every_table_and_figure_is_made(capsys):
         pretend(seed, 50, "mlp_lenet", activation="relu", **mlp)
         pretend(seed, 50, "mlp_lenet_tune", activation="relu", val_acc=50, **mlp)
         for weight in (0.1, 1.0):
-            pretend(
-                seed,
-                50 - weight,
-                "bn_init",
-                train="all",
-                gamma_init=f"constant:{weight:g}",
-                bn_weight=weight,
-                c=1.0,
-                input_norm="dataset",
-                val_acc=50,
-            )
+            start = {"gamma_init": f"constant:{weight:g}", "bn_weight": weight}
+            start |= {"c": 1.0, "input_norm": "dataset"}
+            pretend(seed, 50 - weight, "bn_init", train="all", val_acc=50, **start)
     Path("results/bench").mkdir()
     shutil.copy(HERE / "evidence/bench.csv", "results/bench")
     assert plots.main(["--out", "out"]) == 0
@@ -201,9 +179,8 @@ def test_claims_are_judged_by_the_interval_over_paired_seeds():
     assert found["all − all-bn, depth 14"] == "open"
     assert found["none − chance, depth 14"] == "confirmed"
     table = pd.read_csv("out/tables/claims.csv").set_index("case")
-    assert table.loc[
-        "bn − random:2, depth 14", ["ours: low", "ours: high", "seeds"]
-    ].tolist() == pytest.approx([20 - 2.484, 20 + 2.484, 3], abs=1e-3)
+    judged = table.loc["bn − random:2, depth 14", ["ours: low", "ours: high", "seeds"]]
+    assert judged.tolist() == pytest.approx([20 - 2.484, 20 + 2.484, 3], abs=1e-3)
     for seed in range(3):
         pretend(seed, 16, train="none")
     assert verdicts()["none − chance, depth 14"] == "contradicted"
@@ -622,19 +599,16 @@ def test_runs_that_stand_beside_others_are_told_of(capsys):
 
 
 def test_runs_of_older_and_newer_versions_and_without_a_depth_are_averaged_with_the_others(capsys):
-    older = dict.fromkeys(
-        "lr classes weight_init params_total test_top5 commit threads precision".split()
-    )
+    unknown = "lr classes weight_init params_total test_top5 commit threads precision"
+    older = dict.fromkeys(unknown.split())
     pretend(0, 50)
     pretend(1, 52, **older | {"precision": "fp32"})
     newer = pretend(2, 54)
-    three = pd.concat([pd.read_csv(newer)] * 3).assign(
-        epoch=[1, 2, 3], epochs=3, gradient_norm=[1.5, 2.5, 3.5]
-    )
+    epochs, norms = [1, 2, 3], np.array([1.5, 2.5, 3.5])
+    three = pd.concat([pd.read_csv(newer)] * 3).assign(epoch=epochs, epochs=3)
     for seed in (3, 4):
-        three.assign(
-            seed=seed, test_acc=60 + seed, gradient_norm=three.gradient_norm + seed
-        ).to_csv(newer.with_name(f"{seed}.csv"), index=False)
+        of_seed = three.assign(seed=seed, test_acc=60 + seed, gradient_norm=norms + seed)
+        of_seed.to_csv(newer.with_name(f"{seed}.csv"), index=False)
     table = accuracies()
     assert sorted(zip(table["mean"], table.seeds, strict=True)) == [(52, 3), (63.5, 2)]
     read = runs.read_runs(Path("results"))
@@ -644,9 +618,8 @@ def test_runs_of_older_and_newer_versions_and_without_a_depth_are_averaged_with_
     for column in ("status", "test_acc"):
         pd.read_csv(newer).drop(columns=column).to_csv(newer.with_name("bad.csv"), index=False)
         assert accuracies().seeds.sum() == 5
-        assert (
-            f"bad.csv: it cannot be used: it lacks the columns {column}" in capsys.readouterr().err
-        )
+        lacks = f"bad.csv: it cannot be used: it lacks the columns {column}"
+        assert lacks in capsys.readouterr().err
 
 
 def test_names_that_look_like_numbers_or_like_nothing_are_names(capsys):
@@ -666,9 +639,8 @@ def test_names_that_look_like_numbers_or_like_nothing_are_names(capsys):
 def test_a_network_without_a_depth_has_none_in_every_table_and_figure(experiment, missing, capsys):
     for seed in range(2):
         for train in ("bn", "all", "none"):
-            pretend(
-                seed, 50 + seed, experiment, train=train, depth=missing, width=missing, arch="mixer"
-            )
+            shape = {"arch": "mixer", "depth": missing, "width": missing}
+            pretend(seed, 50 + seed, experiment, train=train, **shape)
             pretend(seed, 60 + seed, train=train)
     pretend(0, 70, "odd", arch="resnet", depth=missing, width=missing)
     assert plots.main(["--out", "out", "--format", "md", "tex", "csv", "png"]) == 0
@@ -707,12 +679,12 @@ def test_a_new_table_and_a_new_figure_are_one_function_each(monkeypatch, capsys)
     for seed in range(3):
         pretend(seed, 50 + seed)
     assert plots.main(["--only", "best_seed", "accuracy_seed", "--out", "out"]) == 0
-    assert "The seed of the best run." in (out := capsys.readouterr().out)
+    out = capsys.readouterr().out
+    assert "The seed of the best run." in out
     assert "| 2 |" in out
-    made = {str(path.relative_to("out")) for path in Path("out").rglob("*.*")}
-    assert made == {f"tables/best_seed.{kind}" for kind in ("md", "tex", "csv")} | {
-        f"figures/accuracy_seed-digits.{kind}" for kind in ("png", "pdf")
-    }
+    tables_made = {f"tables/best_seed.{kind}" for kind in ("md", "tex", "csv")}
+    figures_made = {f"figures/accuracy_seed-digits.{kind}" for kind in ("png", "pdf")}
+    assert files_in("out").keys() == tables_made | figures_made
     assert plots.main([]) == 0
     assert Path("tables/best_seed.md").exists()
     assert Path("tables/accuracy.md").exists()
@@ -728,16 +700,11 @@ def tables_of(*words) -> dict[str, bytes]:
 
 
 def test_packed_runs_say_what_the_runs_said(capsys):
-    for words in (
-        ["--train", "bn"],
-        ["--train", "all"],
-        ["--seed", 1],
-        ["--lr", 1e6, "--train", "all-bn", "--epochs", 20],
-    ):
-        run("--epochs", 2, *words)
-    assert (
-        exp_mlp_lenet.main([*GRID[:2], *GRID[4:], "--hidden", "16", "--bn", "before", "after"]) == 0
-    )
+    for words in ("--train bn", "--train all", "--seed 1"):
+        assert run("--epochs", 2, *words.split()) == 0
+    assert run(*"--lr 1e6 --train all-bn --epochs 20".split()) == 1
+    mlp = "--hidden 16 --bn before after"
+    assert exp_mlp_lenet.main([*GRID[:2], *GRID[4:], *mlp.split()]) == 0
     Path("results/bench").mkdir()
     Path("results/bench/cpu.csv").write_text(
         "device,threads,arch,depth,width,train,image_size,batch_size,variant,limit_s,share_of_step,"
@@ -746,10 +713,8 @@ def test_packed_runs_say_what_the_runs_said(capsys):
     capsys.readouterr()
     expected, told = tables_of(), capsys.readouterr().err
     assert plots.main(["--pack", "packed"]) == 0
-    assert (
-        sorted(files_in("packed"))
-        == "bench.csv digits/channels.csv.gz digits/epochs.csv.gz digits/pruning.csv.gz".split()
-    )
+    kinds = [f"digits/{kind}.csv.gz" for kind in ("channels", "epochs", "pruning")]
+    assert sorted(files_in("packed")) == ["bench.csv", *kinds]
     capsys.readouterr()
     found = tables_of("--results", "packed")
     assert [name for name in expected if found.get(name) != expected[name]] == []
@@ -764,23 +729,16 @@ def test_packed_runs_say_what_the_runs_said(capsys):
     assert plots.main(["--with", "packed", "--pack", "packed"]) == 0
     epochs = pd.read_csv("packed/digits/epochs.csv.gz", dtype={"hidden": str})
     assert epochs.run.nunique() == 7
-    assert (
-        epochs[epochs.experiment == "bn_only"].seed.max(),
-        epochs.hidden.dropna().unique().tolist(),
-    ) == (2, ["16"])
+    assert epochs[epochs.experiment == "bn_only"].seed.max() == 2
+    assert epochs.hidden.dropna().unique().tolist() == ["16"]
     assert plots.main(["--with", "packed", "--only", "accuracy", "--out", "out"]) == 0
-    table = pd.read_csv("out/tables/accuracy.csv")
-    assert table[table.trained == "bn"]["test accuracy (%): seeds"].tolist() == [
-        3
-    ]  # a run that both have counts once
+    table = pd.read_csv("out/tables/accuracy.csv").set_index("trained")
+    assert table["test accuracy (%): seeds"]["bn"] == 3  # a run that both have counts once
 
 
 def files_in(folder) -> dict[str, bytes]:
-    return {
-        str(path.relative_to(folder)): path.read_bytes()
-        for path in Path(folder).rglob("*")
-        if path.is_file()
-    }
+    paths = [path for path in Path(folder).rglob("*") if path.is_file()]
+    return {str(path.relative_to(folder)): path.read_bytes() for path in paths}
 
 
 def test_a_damaged_pack_is_named_and_left_out(capsys):
@@ -796,25 +754,18 @@ def test_a_damaged_pack_is_named_and_left_out(capsys):
 
 
 def test_the_committed_tables_are_those_of_the_committed_runs():
-    assert (
-        plots.main(["--results", str(HERE / "evidence"), "--out", ".", "--format", "md", "csv"])
-        == 0
-    )  # LaTeX is as pandas' version writes it
-    assert files_in("tables") == {
-        name: content
-        for name, content in files_in(HERE / "evidence/tables").items()
-        if not name.endswith(".tex")
-    }
+    kinds = ("md", "csv")  # LaTeX is as pandas' version writes it
+    assert plots.main(["--results", str(HERE / "evidence"), "--out", ".", "--format", *kinds]) == 0
+    committed = files_in(HERE / "evidence/tables").items()
+    expected = {name: content for name, content in committed if name.endswith(kinds)}
+    assert files_in("tables") == expected
 
 
 def test_what_a_user_runs_changes_no_tracked_file():
     """The README's first command, with fewer epochs, other commands of its, and then a test of what
     is committed, in a clone."""
-    listed = subprocess.run(
-        ["git", "-C", HERE, "ls-files", "-z", "--cached", "--others", "--exclude-standard"],
-        capture_output=True,
-        text=True,
-    )
+    what = "ls-files -z --cached --others --exclude-standard".split()
+    listed = subprocess.run(["git", "-C", HERE, *what], capture_output=True, text=True)
     if listed.returncode:
         pytest.skip("no checkout of git's")
     for name in filter(None, listed.stdout.split("\0")):
@@ -822,10 +773,9 @@ def test_what_a_user_runs_changes_no_tracked_file():
             (to := Path("clone", name)).parent.mkdir(parents=True, exist_ok=True)
             shutil.copy(HERE / name, to)
 
-    def does(*words):
-        return subprocess.run(
-            words, cwd="clone", check=True, capture_output=True, text=True, env=environment()
-        ).stdout
+    def does(*words) -> str:
+        options = {"check": True, "capture_output": True, "text": True, "env": environment()}
+        return subprocess.run(words, cwd="clone", **options).stdout
 
     git = ["git", "-c", "user.name=A", "-c", "user.email=a@b"]
     does(*git, "init")
@@ -834,15 +784,8 @@ def test_what_a_user_runs_changes_no_tracked_file():
     readme = (HERE / "README.md").read_text(encoding="utf-8")
     first = re.search(r"requirements.txt && python (exp_bn_only.py .*)", readme)[1]
     assert "test accuracy" in does(sys.executable, *first.split(), "--epochs", "10")
-    does(
-        sys.executable,
-        "plots.py",
-        "--only",
-        "accuracy",
-        "learning_curves",
-        "--with",
-        "evidence",
-    )
+    asked = "--only accuracy learning_curves --with evidence"
+    does(sys.executable, "plots.py", *asked.split())
     does(sys.executable, "plots.py", "--pack", "results/packed")
     for command in re.findall(r"python (predict.py evidence/\S+ --dataset digits)", readme):
         does(sys.executable, *command.split())
@@ -858,9 +801,8 @@ def test_the_numbers_in_readme_and_docs_are_those_of_the_tables():
     said += [(HERE / "docs" / name).read_text(encoding="utf-8") for name in DOCS]
     made = sorted((HERE / "evidence/tables").glob("*.md"))
     tables = "\n".join(path.read_text(encoding="utf-8") for path in made)
-    precision = pd.read_csv(HERE / "evidence/digits/epochs.csv.gz", low_memory=False).query(
-        "experiment == 'bn_only' and train == 'bn' and epochs == 60"
-    )
+    epochs = pd.read_csv(HERE / "evidence/digits/epochs.csv.gz", low_memory=False)
+    precision = epochs.query("experiment == 'bn_only' and train == 'bn' and epochs == 60")
     known = {
         *re.findall(r"\d+\.\d+", tables),
         *(f"{seconds:.1f}" for seconds in before_and_after_onednns_layout()),

@@ -6,14 +6,7 @@ import signal
 import time
 from pathlib import Path
 
-from tests.helpers import (
-    run,
-    start,
-    the_csv,
-    rows,
-    arguments,
-    run_name,
-)
+from tests.helpers import arguments, rows, run, run_name, start, the_checkpoint, the_csv
 import pandas as pd
 import pytest
 import torch
@@ -56,35 +49,21 @@ def test_a_batchnorm_after_the_activation_has_no_relu_of_its_own(bn, active):
 
 
 def test_every_setting_that_changes_a_number_changes_the_name():
-    changes = [
-        "--depth 14",
-        "--width 2",
-        "--train all",
-        "--gamma-init ones",
-        "--beta-init ones",
-        "--weight-init binary",
-        "--dataset mnist",
-        "--image-size 16",
-        "--subset 100",
-        "--val-fraction 0.1",
-        "--augment flip",
-        "--epochs 4",
-        "--batch-size 51",
-        "--lr 0.2",
-        "--momentum 0.8",
-        "--weight-decay 0",
-        "--seed 1",
-    ]
+    network = "--depth 14, --width 2, --train all, --weight-init binary"
+    starts = "--gamma-init ones, --beta-init ones, --seed 1"
+    data = "--dataset mnist, --image-size 16, --subset 100, --val-fraction 0.1, --augment flip"
+    recipe = "--epochs 4, --batch-size 51, --lr 0.2, --momentum 0.8, --weight-decay 0"
+    changes = ", ".join([network, starts, data, recipe]).split(", ")
     names = {run_name(arguments(*change.split())) for change in ["", *changes]}
     assert len(names) == len(changes) + 1
     same = ["--results x", "--checkpoints x", "--time-limit 3", "--quiet", "--workers 1", "--force"]
-    assert {run_name(arguments(*change.split())) for change in same} <= names
+    assert {run_name(arguments(*change.split())) for change in same} == {run_name(arguments())}
 
 
 def test_a_csv_that_came_without_its_checkpoint_is_made_again(capsys):
     assert run() == 0
     when, digits = the_csv().stat().st_mtime_ns, rows(the_csv())
-    next(Path("checkpoints").rglob("*.pt")).unlink()
+    the_checkpoint().unlink()
     assert run() == 0
     assert "takes its place" in capsys.readouterr().err
     assert the_csv().stat().st_mtime_ns != when
@@ -115,11 +94,12 @@ def test_a_second_process_says_so_and_stops(capsys):
 
 @pytest.mark.parametrize("sent, code", [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
 def test_signals_stop_at_once_and_say_how_to_go_on(sent, code):
-    # A shell starts what it puts in the background with SIGINT ignored: the test must not depend on
-    # how it was started itself.
-    with start(
-        "--epochs", 500, "--quiet", preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL)
-    ) as process:
+    def as_in_the_foreground():
+        # A shell starts what it puts in the background with SIGINT ignored: the test must not
+        # depend on how it was started itself.
+        signal.signal(signal.SIGINT, signal.SIG_DFL)
+
+    with start("--epochs", 500, "--quiet", preexec_fn=as_in_the_foreground) as process:
         while not list(Path("results").rglob("*.csv")):
             time.sleep(0.01)
         process.send_signal(sent)
@@ -152,16 +132,16 @@ def test_damage_is_noticed_and_costs_no_digit(damage, capsys, monkeypatch):
             content[len(content) // 2] ^= 4
             path.write_bytes(content)
     trained = []
-    monkeypatch.setattr(
-        common,
-        "train_epoch",
-        lambda *a, train_epoch=common.train_epoch: trained.append(a[4]) or train_epoch(*a),
-    )
+
+    def noted(*given, train_epoch=common.train_epoch):
+        trained.append(given[4])
+        return train_epoch(*given)
+
+    monkeypatch.setattr(common, "train_epoch", noted)
     assert run() == 0
     assert rows(the_csv()) == rows(the_csv("whole"))
-    assert trained == (
-        [1, 2, 3] if damage in ("both", "csv") else [2, 3]
-    )  # the previous checkpoint is of epoch 1
+    # the previous checkpoint is of epoch 1
+    assert trained == ([1, 2, 3] if damage in ("both", "csv") else [2, 3])
     warnings = capsys.readouterr().err.strip().splitlines()
     assert all(line.startswith("warning:") for line in warnings)
     assert len(warnings) == 1 or damage in ("both", "csv")
@@ -171,7 +151,7 @@ def test_damage_is_noticed_and_costs_no_digit(damage, capsys, monkeypatch):
 
 def test_a_finished_run_whose_checkpoint_is_damaged_is_made_again(capsys):
     assert run() == 0
-    whole, checkpoint = rows(the_csv()), next(Path("checkpoints").rglob("*.pt"))
+    whole, checkpoint = rows(the_csv()), the_checkpoint()
     checkpoint.write_bytes(checkpoint.read_bytes()[:-9])
     assert run() == 0
     assert rows(the_csv()) == whole
