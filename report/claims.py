@@ -106,10 +106,10 @@ class Finding(NamedTuple):
 @table("exp_bn_only.py --dataset digits")
 def claims(runs):
     """A verdict on each claim and case, by data set, corrected within a claim for the number of its
-    cases (Holm). Where several recipes have the runs, the longest of three seeds or more speaks,
-    then that nearest the main paper's, else the longest; for claims 4, 5 and 13, which are about
-    what training ends at, the longest is shown, too. So many seeds would decide at this mean and
-    this deviation."""
+    cases that have three seeds or more (Holm). Where several recipes have the runs, the longest of
+    three seeds or more speaks, then that nearest the main paper's, else the longest; for claims 4,
+    5 and 13, which are about what training ends at, the longest is shown, too. So many seeds would
+    decide at this mean and this deviation."""
     runs = runs[~of_users(runs)]
     for dataset, of_dataset in runs.groupby("dataset"):
         by_case: dict[tuple, list[Finding]] = {}

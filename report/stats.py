@@ -157,9 +157,9 @@ class Claim(NamedTuple):
     level: float = ONE_SIDE
 
     def p_values(self, difference: Difference) -> tuple[float, float]:
-        """Of what speaks for the claim, and of what speaks against it; NaN of one pair, and of what
-        the networks cannot decide."""
-        if difference.pairs < 2:
+        """Of what speaks for the claim, and of what speaks against it; NaN of fewer than three
+        pairs, two of which may be equal by chance, and of what the networks cannot decide."""
+        if difference.pairs < 3:
             return math.nan, math.nan
         if self.margin is None:
             supporting, opposing = above(difference, 0), below(difference, 0)
@@ -217,11 +217,11 @@ def judge(cases: list[tuple[Claim, Difference]]) -> list[str]:
     """A verdict on each case of one claim, corrected by Holm for the number of cases."""
     both = [claim.p_values(difference) for claim, difference in cases]
     corrected = [holm([pair[side] for pair in both]) for side in (0, 1)]
-    counted = sum(difference.pairs > 1 for _, difference in cases)  # the others have no p-value
+    counted = sum(difference.pairs > 2 for _, difference in cases)  # the others have no p-value
     verdicts = []
     for (claim, difference), p, *adjusted in zip(cases, both, *corrected, strict=True):
         alone, verdict = decided(p, claim), decided(adjusted, claim)
-        if difference.pairs < 3:  # two may be equal by chance
+        if difference.pairs < 3:
             verdict = f"open ({number_of_seeds(difference.pairs)})"
         elif alone and not verdict:
             verdict = f"open (alone {alone}, but one of {counted} cases)"

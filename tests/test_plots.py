@@ -447,14 +447,9 @@ def test_a_deep_network_with_fewer_parameters_decides_for_depth_alone():
 def test_the_figure_of_depths_is_of_a_recipe_that_has_several():
     pretend(0, 50, train="bn", dataset="cifar10-jpeg")
     one = sweeps.distinct(runs.read_runs(Path("results")))
-    figure = plots.FIGURES["accuracy_depth"].make(
-        pd.concat(
-            [
-                one.assign(depth=depth, epochs=epochs)
-                for depth, epochs in ((14, 160), (14, 30), (32, 30))
-            ]
-        )
-    )
+    lengths = ((14, 160), (14, 30), (32, 30))
+    several = [one.assign(depth=depth, epochs=epochs) for depth, epochs in lengths]
+    figure = plots.FIGURES["accuracy_depth"].make(pd.concat(several))
     assert list(figure.axes[0].lines[0].get_xdata()) == [14, 32]
     assert "30 epochs" in figure.get_suptitle()
 

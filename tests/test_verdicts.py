@@ -74,6 +74,17 @@ def test_another_recipe_speaks_of_the_depths_that_one_compares():
     assert {found[case] for case in confirmed} == {"confirmed"}
 
 
+def test_a_case_of_two_seeds_is_not_counted_among_those_that_are_corrected_for():
+    for seed, noise in enumerate((-1, 0, 1)):
+        pretend(seed, 50, train="bn", depth=14)
+        pretend(seed, 52.8 + noise, train="bn", depth=32)  # p = 0.02
+        if seed < 2:
+            pretend(seed, 60 + noise, train="bn", depth=56)
+    found = verdicts()
+    assert found["depth 32 − depth 14"] == "confirmed"
+    assert found["depth 56 − depth 14"] == "open (2 seeds)"
+
+
 def test_of_two_recipes_the_papers_speaks():
     for seed in range(3):
         for lr, gain in ((0.03, 5), (0.1, -5)):
