@@ -47,7 +47,7 @@ from harness.zoo import DEPTHS, imagenet_resnet, vgg
 # Not used here, but by experiments: their flags, their start, a grid's runs.
 from harness.config import ALWAYS, AUGMENTED, changed, command, flag, number  # noqa: F401
 from harness.errors import RunError  # noqa: F401
-from harness.runs import mean_and_deviation, table_of, tables_of  # noqa: F401
+from harness.runs import depth_label, mean_and_deviation, table_of, tables_of  # noqa: F401
 from harness.starting import grid, main, main_of, resolved, run_grid  # noqa: F401
 
 # -------------------------------------------------------------------------------------------- seeds

@@ -220,8 +220,8 @@ def frankle(args):
     settings = ["depth", "train", "gamma_init", "beta_init", "weight_init"]
     for rows in common.tables_of(outcomes, args, *settings):
         print("\ntest accuracy in %, mean ± sample standard deviation (seeds)")
-        for setting, cell in rows.groupby(settings, sort=False, dropna=False):
-            named = "depth {}, {}: γ {}, β {}, weights {}".format(*setting)
+        for (depth, *start), cell in rows.groupby(settings, sort=False, dropna=False):
+            named = "{}, {}: γ {}, β {}, weights {}".format(common.depth_label(depth), *start)
             print(f"  {named:<64}", common.mean_and_deviation(cell.test_acc))
     return code
 

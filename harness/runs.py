@@ -537,6 +537,11 @@ def tables_of(outcomes: list[Outcome], args: Settings, *columns: str):
         yield rows
 
 
+def depth_label(depth: float) -> str:
+    """A depth, which a network may not have, as a table shows it."""
+    return "no depth" if math.isnan(depth) else f"depth {depth:g}"
+
+
 def mean_and_deviation(accuracies) -> str:
     """A pandas series of accuracies as a table shows it: mean ± sample standard deviation (number
     of seeds)."""

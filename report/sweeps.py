@@ -351,10 +351,6 @@ def times_width(width: float) -> str:
     return "" if pd.isna(width) or width == 1 else f" x{width:g}"
 
 
-def depth_label(depth: float) -> str:
-    return "no depth" if pd.isna(depth) else f"depth {depth:g}"
-
-
 def rank(train: str) -> tuple:
     """The order of what is trained in tables and legends: the usual words, a user's, random:K by
     K."""

@@ -15,6 +15,7 @@ from typing import NamedTuple
 import numpy as np
 import pandas as pd
 
+from harness.runs import depth_label
 from report.features import (
     change_by_pruning,
     dead_among_small,
@@ -44,7 +45,6 @@ from report.sweeps import (
     by_start,
     cells,
     davis_frank_sweeps,
-    depth_label,
     labelled,
     matched,
     kind_rank,

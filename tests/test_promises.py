@@ -250,7 +250,7 @@ def kind(text)"""
     own = text.replace("def kind(text)", flat).replace("NETWORKS[args.arch])", "flat)")
     Path("exp_flat.py").write_text(own)
     told = forked("exp_flat.py", *SMALL, "--epochs", 1, "--norm", "bn", "--train", "bn").out
-    assert re.search(r"depth nan, bn, bn, rate 0.1 +\d+\.\d \(1\)", told)
+    assert re.search(r"no depth, bn, bn, rate 0.1 +\d+\.\d \(1\)", told)
 
 
 def test_a_dry_run_that_fails_stops_no_other_run(capsys):
