@@ -258,14 +258,22 @@ def image_size(trained: Trained) -> tuple[int, int, int]:
 # ---------------------------------------------------------------------------------------- pictures
 
 
-def convolutions(trained: Trained) -> list[str]:
-    """The names of the convolutions that are not shortcuts, from the input on."""
-    layers = trained.model.named_modules()
-    names = [name for name, m in layers if isinstance(m, nn.Conv2d) and not is_shortcut(name)]
-    if not names:
+def convolutions(trained: Trained) -> dict[nn.Conv2d, nn.Module]:
+    """The convolutions that are not shortcuts, from the input on, each with the normalisation that
+    follows it, or itself where none does."""
+    found, last, norms = {}, None, common.norms(trained.model)
+    for name, layer in trained.model.named_modules():
+        if is_shortcut(name):
+            continue
+        if isinstance(layer, nn.Conv2d):
+            last = layer
+            found[last] = last
+        elif name in norms and last:
+            found[last], last = layer, None
+    if not found:
         without = "it has no filters and no feature maps"
         raise UserError(f"{trained.path} is of a network without convolutions: {without}")
-    return names
+    return found
 
 
 def draw_filters(networks: list[Trained], out: Path) -> None:
@@ -273,7 +281,7 @@ def draw_filters(networks: list[Trained], out: Path) -> None:
     of its own."""
     grids = {}
     for trained in networks:
-        layer = trained.model.get_submodule(convolutions(trained)[0])
+        layer, *_ = convolutions(trained)
         weight = layer.weight.detach().float().cpu()
         weight = (weight - weight.min()) / (weight.max() - weight.min())
         grids[label(trained)] = [[picture(filters) for filters in weight]]
@@ -288,36 +296,29 @@ def picture(filters: torch.Tensor) -> torch.Tensor:
 @torch.inference_mode()
 def draw_feature_maps(networks: list[Trained], out: Path, image: Path) -> None:
     """What one image makes of the first channels of an early and a middle layer: the second and the
-    middle convolution, with the BatchNorm and ReLU after them."""
+    middle convolution, with the normalisation and ReLU after them."""
     grids = {}
     for trained in networks:
-        names = convolutions(trained)
-        chosen = [names[min(1, len(names) - 1)], names[len(names) // 2]]
-        layers = trained.model.named_modules()
-        norms = [m for name, m in layers if isinstance(m, nn.BatchNorm2d) and not is_shortcut(name)]
-        maps, hooks = {}, []
-        for name in chosen:
-            layer = trained.model.get_submodule(name)
-            if len(norms) >= len(names):
-                layer = norms[names.index(name)]
-            hooks.append(layer.register_forward_hook(Keep(maps, name)))
+        layers = list(convolutions(trained).values())
+        chosen = [layers[min(1, len(layers) - 1)], layers[len(layers) // 2]]
+        maps = {}
+        hooks = [layer.register_forward_hook(Keep(maps)) for layer in chosen]
         for x in batches(trained, [image]):
             common.forward(trained.model, x, trained.args)
         for hook in hooks:
             hook.remove()
-        grids[label(trained)] = [list(maps[name][0, :16].cpu()) for name in chosen]
+        grids[label(trained)] = [list(maps[layer][0, :16].cpu()) for layer in chosen]
     draw(grids, ["after the second convolution", "after the middle convolution"], out)
 
 
 @dataclass
 class Keep:
-    """A hook that keeps what a layer puts out, after a ReLU."""
+    """A hook that keeps what layers put out, after a ReLU."""
 
-    maps: dict
-    name: str
+    maps: dict[nn.Module, torch.Tensor]
 
-    def __call__(self, module, inputs, output):
-        self.maps[self.name] = output.float().relu()
+    def __call__(self, layer, inputs, output):
+        self.maps[layer] = output.float().relu()
 
 
 def label(trained: Trained) -> str:

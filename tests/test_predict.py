@@ -14,6 +14,7 @@ from harness import checkpoints, speed
 from harness import files as harness_files
 import exp_bn_init
 import exp_mlp_lenet
+import exp_norms
 import predict
 
 
@@ -99,6 +100,27 @@ def test_predict_names_classes_and_draws(capsys):
         p = common.forward(model.eval(), next(digits.batches("test"))[0][:1], args).softmax(1)[0]
     assert f"0.png: {p.argmax()} {100 * p.max():.1f} %" in out.partition("-bn-")[2]
     assert out.count("2.png: ") == 2
+
+
+def test_feature_maps_are_those_behind_a_convolutions_own_normalisation():
+    """And not behind the input's, which Davis and Frank's networks begin with."""
+    words = "davis_frank --network cifar_resnet14 --input-norm bn --bn-weight 1 --c 1 --seeds 1"
+    recipe = "--dataset digits --epochs 1 --precision fp32 --quiet"
+    assert exp_bn_init.main([*words.split(), *recipe.split()]) == 0
+    words = "--depth 14 --norm none --subset 150"
+    assert exp_norms.main([*words.split(), *recipe.split()]) == 0
+    for path in Path("checkpoints").rglob("*.pt"):
+        trained = predict.load(path, "cpu")
+        found = predict.convolutions(trained)
+        assert len(found) == 13
+        norms = common.norms(trained.model).values()
+        for convolution, norm in found.items():
+            assert any(norm is each for each in norms)
+            assert len(norm.weight) == convolution.out_channels
+        image = Image.new("L", (8, 8))
+        image.save("image.png")
+        predict.draw_feature_maps([trained], Path("maps.png"), Path("image.png"))
+        assert Path("maps.png").stat().st_size > 2000
 
 
 def test_predict_refuses_what_it_cannot_use(capsys):
