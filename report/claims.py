@@ -186,9 +186,10 @@ def findings(runs: pd.DataFrame) -> Iterator[Finding]:
     yield from in_sweeps(of_transformers, at_own_rate(runs[runs.arch == "vit"]), "train", "lr")
     biased = at_own_rate(runs[(runs.arch == "mlp") & (runs.bn == "none")])
     yield from in_sweeps(of_biases, biased, "train", "lr")
-    fair = at_own_rate(narrow)
-    fair = fair[fair.train.isin(["bn", "random:2"])]
-    yield from in_sweeps(of_fair_rates, fair, "train", "lr")
+    mlps = runs[(runs.arch == "mlp") & (runs.bn == "before")]
+    for kind in (narrow, mlps):
+        fair = at_own_rate(kind[kind.train.isin(["bn", "random:2"])])
+        yield from in_sweeps(of_fair_rates, fair, "train", "lr")
     yield from in_sweeps(of_places, by_place(runs), "bn", "train")
     before_after = runs[runs.bn.isin(["before", "after"]) & (runs.experiment != "")]
     yield from in_sweeps(of_mlps, before_after, "bn", "train")
@@ -346,8 +347,9 @@ def of_biases(sweep: pd.DataFrame) -> Iterator[Finding]:
 
 
 def of_fair_rates(sweep: pd.DataFrame) -> Iterator[Finding]:
-    depth = f"depth {sweep.depth.iloc[0]:g}"
-    yield from at_own_rates(16, "bn", "random:2", sweep, depth, ABOVE)
+    run = sweep.iloc[0]
+    network = f"depth {run.depth:g}" if run.arch == "resnet" else network_label(run)
+    yield from at_own_rates(16, "bn", "random:2", sweep, network, ABOVE)
 
 
 def at_own_rates(

@@ -319,18 +319,24 @@ def test_transformers_biases_and_fair_rates_are_judged():
                 pretend(seed, 0, "mlp_lenet", lr=lr, **tried, **known)
                 reached = accuracy + noise if lr == best else 10
                 pretend(seed, reached, "mlp_lenet", lr=lr, **known)
+        mlp = {"arch": "mlp", "bn": "before", "hidden": "16000", "activation": "relu"}
         for train, best in (("bn", 0.1), ("random:2", 0.3)):
             for lr in (0.1, 0.3):
-                pretend(seed, 0, train=train, lr=lr, val_fraction=0.2, val_acc=50 + (lr == best))
-                pretend(seed, 80 + (lr == best) * (train == "bn") + noise, train=train, lr=lr)
+                known, reached = {"train": train, "lr": lr}, (lr == best) * (train == "bn") + noise
+                tried = {"val_fraction": 0.2, "val_acc": 50 + (lr == best)}
+                pretend(seed, 0, **tried, **known)
+                pretend(seed, 80 + reached, **known)
+                pretend(seed, 0, "mlp_lenet", **tried, **known, **mlp)
+                pretend(seed, 80 - reached, "mlp_lenet", **known, **mlp)
     found = verdicts()
     assert found["what norm adds to output − what input adds then"] == "confirmed"
     assert found["what norm adds to output − what position adds then"] == "confirmed"
     assert found["all − bias, MLP 32000"] == "contradicted"
     table = pd.read_csv("out/tables/claims.csv").set_index("claim")
-    fair = table[table.index.str.startswith("16.")].iloc[0]
-    assert (fair.case, fair.verdict) == ("bn − random:2, depth 14", "confirmed")
-    assert fair.recipe.endswith("rates 0.1, 0.3")
+    fair = table[table.index.str.startswith("16.")].set_index("case")
+    verdict = {"bn − random:2, depth 14": "confirmed", "bn − random:2, MLP 16000": "contradicted"}
+    assert fair.verdict.to_dict() == verdict
+    assert fair.recipe.str.endswith("rates 0.1, 0.3").all()
 
 
 def test_every_batch_size_has_a_best_rate_of_its_own():
