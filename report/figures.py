@@ -24,6 +24,7 @@ from report.features import DEAD, SMALL
 from report.registry import figure
 from report.stats import Mean, number_of_seeds
 from report.sweeps import (
+    NORMS,
     START,
     TRAIN,
     at_own_rate,
@@ -394,10 +395,12 @@ def norms(runs):
         return None
     figure, (axis,) = panel(chosen.title, "depth (layers)", ACCURACY)
     kinds = sorted(set(chosen.sweep.norm), key=kind_rank)
+    own = [kind for kind in kinds if kind not in NORMS]
+    looks = dict(zip([*NORMS, *own], itertools.cycle(LOOKS), strict=False))
     others = tried_deeper(of_kinds(runs), chosen.sweep)
     for sweep, filled in ((chosen.sweep, {}), (others, {"markerfacecolor": "none", "ls": "none"})):
-        for i, (kind, (colour, marker, dashes)) in enumerate(zip(kinds, LOOKS, strict=False)):
-            apart = 1.03 ** (i - len(kinds) / 2)
+        for i, kind in enumerate(kinds):
+            apart, (colour, marker, dashes) = 1.03 ** (i - len(kinds) / 2), looks[kind]
             style = {"color": colour, "marker": marker, "ls": dashes} | filled
             for rate, line in cells(sweep[sweep.norm == kind], "lr"):
                 points = dict(list(cells(line, "depth")))

@@ -234,6 +234,22 @@ def test_a_rate_that_was_tried_in_deeper_networks_alone_is_drawn_beside_its_kind
     }
 
 
+def test_a_kind_has_one_colour_whatever_stands_beside_it():
+    colours = []
+    for kinds in ((None, "none"), (None, "gn:4", "rms", "none")):
+        for kind in kinds:
+            known = {"train": "norm" if kind else "bn", "norm": kind}
+            pretend(0, 0, "norms", val_fraction=0.2, val_acc=50, **known)
+            pretend(0, 0, "norms", val_fraction=0.2, val_acc=40, lr=1, **known)
+            for depth in (14, 56):
+                pretend(0, 50, "norms", depth=depth, **known)
+        (axis,) = figures.norms(sweeps.distinct(runs.read_runs(Path("results")))).axes
+        lines = {line.get_label().partition(",")[0]: line.get_color() for line in axis.lines}
+        assert len(set(lines.values())) == len(lines) == len(kinds)
+        colours.append(lines["none"])
+    assert colours[0] == colours[1]
+
+
 def test_a_kind_of_a_copied_script_stands_beside_the_others_of_its_own(capsys):
     for seed in range(3):
         pretend(seed, 70, "norms", train="norm", norm="none")
