@@ -343,7 +343,11 @@ def of_transformers(sweep: pd.DataFrame) -> Iterator[Finding]:
 
 
 def of_biases(sweep: pd.DataFrame) -> Iterator[Finding]:
-    yield from at_own_rates(15, "all", "bias", sweep, network_label(sweep.iloc[0]), AS_GOOD)
+    run = sweep.iloc[0]
+    case, decay = network_label(run), run.weight_decay
+    if decay != USUAL["weight_decay"]:  # which holds biases back: a case of its own
+        case += f", weight decay {decay:g}"
+    yield from at_own_rates(15, "all", "bias", sweep, case, AS_GOOD)
 
 
 def of_fair_rates(sweep: pd.DataFrame) -> Iterator[Finding]:

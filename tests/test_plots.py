@@ -335,6 +335,10 @@ def test_transformers_biases_and_fair_rates_are_judged():
                 pretend(seed, 0, "mlp_lenet", lr=lr, **tried, **known)
                 reached = accuracy + noise if lr == best else 10
                 pretend(seed, reached, "mlp_lenet", lr=lr, **known)
+                without_decay = known | {"weight_decay": 0.0}
+                pretend(seed, 0, "mlp_lenet", lr=lr, **tried, **without_decay)
+                as_good = 97 + noise if lr == best else 10
+                pretend(seed, as_good, "mlp_lenet", lr=lr, **without_decay)
         mlp = {"arch": "mlp", "bn": "before", "hidden": "16000", "activation": "relu"}
         for train, best in (("bn", 0.1), ("random:2", 0.3)):
             for lr in (0.1, 0.3):
@@ -348,6 +352,7 @@ def test_transformers_biases_and_fair_rates_are_judged():
     assert found["what norm adds to output − what input adds then"] == "confirmed"
     assert found["what norm adds to output − what position adds then"] == "confirmed"
     assert found["all − bias, MLP 32000"] == "contradicted"
+    assert found["all − bias, MLP 32000, weight decay 0"] == "confirmed"
     table = pd.read_csv("out/tables/claims.csv").set_index("claim")
     fair = table[table.index.str.startswith("16.")].set_index("case")
     verdict = {"bn − random:2, depth 14": "confirmed", "bn − random:2, MLP 16000": "contradicted"}
