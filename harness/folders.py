@@ -54,7 +54,7 @@ def list_folder(root: Path) -> tuple[dict[str, list], dict[str, np.ndarray], lis
         raise UserError(different_classes(root, odd))
     if no_images and first():
         n = len(no_images) - 1
-        others = f" and {n:,} {'other' if n == 1 else 'others'}" if n else ""
+        others = {0: "", 1: " and 1 other"}.get(n, f" and {n:,} others")
         verb = "are" if others else "is"
         warn(f"{no_images[0]}{others}, which {verb} no image, left out")
     if len(classes["train"]) == 1 and first():

@@ -100,7 +100,7 @@ class Finding(NamedTuple):
     @property
     def weight(self) -> tuple:
         """Of several findings on a case the heaviest speaks."""
-        return self.figure.pairs > 2, self.epochs, self.usual, self.figure.pairs
+        return self.figure.can_be_judged, self.epochs, self.usual, self.figure.pairs
 
 
 @table("exp_bn_only.py --dataset digits")

@@ -63,6 +63,11 @@ class Difference(NamedTuple):
             interval = stats.ttest_1samp(differences, 0).confidence_interval(LEVEL)
         return cls(mean, interval.low, interval.high, pairs, differences.std())
 
+    @property
+    def can_be_judged(self) -> bool:
+        """Two pairs may be equal by chance."""
+        return self.pairs > 2
+
     def __str__(self):
         digits = 1 if abs(self.mean) >= 1 else 2
         text = signed(self.mean, digits)
@@ -157,9 +162,9 @@ class Claim(NamedTuple):
     level: float = ONE_SIDE
 
     def p_values(self, difference: Difference) -> tuple[float, float]:
-        """Of what speaks for the claim, and of what speaks against it; NaN of fewer than three
-        pairs, two of which may be equal by chance, and of what the networks cannot decide."""
-        if difference.pairs < 3:
+        """Of what speaks for the claim, and of what speaks against it; NaN of too few pairs, and of
+        what the networks cannot decide."""
+        if not difference.can_be_judged:
             return math.nan, math.nan
         if self.margin is None:
             supporting, opposing = above(difference, 0), below(difference, 0)
@@ -217,11 +222,11 @@ def judge(cases: list[tuple[Claim, Difference]]) -> list[str]:
     """A verdict on each case of one claim, corrected by Holm for the number of cases."""
     both = [claim.p_values(difference) for claim, difference in cases]
     corrected = [holm([pair[side] for pair in both]) for side in (0, 1)]
-    counted = sum(difference.pairs > 2 for _, difference in cases)  # the others have no p-value
+    counted = sum(difference.can_be_judged for _, difference in cases)
     verdicts = []
     for (claim, difference), p, *adjusted in zip(cases, both, *corrected, strict=True):
         alone, verdict = decided(p, claim), decided(adjusted, claim)
-        if difference.pairs < 3:
+        if not difference.can_be_judged:
             verdict = f"open ({number_of_seeds(difference.pairs)})"
         elif alone and not verdict:
             verdict = f"open (alone {alone}, but one of {counted} cases)"

@@ -85,6 +85,25 @@ def unfinished() -> Path:
     return the_checkpoint()
 
 
+def ends_as_a_whole_one(*words) -> None:
+    """The run in results/ must have what one of the same words has that nothing disturbed."""
+    assert run(*words, "--results", "whole", "--checkpoints", "whole") == 0
+    assert rows(the_csv()) == rows(the_csv("whole"))
+
+
+def epochs_trained(patch) -> list[int]:
+    """A list to which every epoch that is trained from now on, until `patch` is undone, adds its
+    number."""
+    trained = []
+
+    def noted(*given, train_epoch=common.train_epoch):
+        trained.append(given[4])
+        return train_epoch(*given)
+
+    patch.setattr(common, "train_epoch", noted)
+    return trained
+
+
 def one_line(capsys) -> str:
     """What was written to stderr since the last look, which must be one line."""
     said = capsys.readouterr().err

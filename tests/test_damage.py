@@ -13,7 +13,9 @@ from pathlib import Path
 from tests.helpers import (
     HERE,
     SMALL,
+    ends_as_a_whole_one,
     environment,
+    epochs_trained,
     linux_only,
     one_line,
     rows,
@@ -33,12 +35,6 @@ import predict
 
 resource = pytest.importorskip("resource")  # what Windows has not
 pytestmark = linux_only
-
-
-def ends_as_a_whole_one() -> None:
-    """The run in results/ must have what one has that nothing disturbed."""
-    assert run("--results", "whole", "--checkpoints", "whole") == 0
-    assert rows(the_csv()) == rows(the_csv("whole"))
 
 
 # --------------------------------------------------------------------------------------------- disk
@@ -65,8 +61,8 @@ def test_a_full_disk_is_one_line_and_the_run_goes_on_once_there_is_room(size, ep
     assert "File too large" in found.stderr
     assert len(rows(the_csv()) if epochs else []) == epochs
     assert not [path for path in Path().rglob("*") if path.suffix == ".new"]
-    assert run(*words) == run(*words, "--results", "whole", "--checkpoints", "whole") == 0
-    assert rows(the_csv()) == rows(the_csv("whole"))
+    assert run(*words) == 0
+    ends_as_a_whole_one(*words)
 
 
 def test_a_folder_that_cannot_be_written_is_one_line(capsys):
@@ -167,14 +163,8 @@ def test_a_checkpoint_that_does_not_fit_is_named_and_the_one_before_taken(
     else:
         to, says = CONTENT_CHANGED[change]
         harness_files.write_checkpoint(path, to(harness_files.read_checkpoint(path)))
-    trained = []
-
-    def noted(*given, train_epoch=common.train_epoch):
-        trained.append(given[4])
-        return train_epoch(*given)
-
     with monkeypatch.context() as patch:
-        patch.setattr(common, "train_epoch", noted)
+        trained = epochs_trained(patch)
         assert run() == 0
     assert trained == [2, 3]
     said = one_line(capsys)

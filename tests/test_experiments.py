@@ -127,7 +127,7 @@ def test_tables():
     assert float(last["test_acc"]) == 100
     assert last["dataset"] == "flowers"
     assert last["classes"] == "3"
-    wine = "--dataset wine --epochs 1 --hidden 16 --train all --quiet"
+    wine = "--dataset wine --epochs 30 --hidden 16 --train all --batch-size 16 --quiet"
     assert exp_mlp_lenet.main(wine.split()) == 0
 
 

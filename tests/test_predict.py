@@ -109,6 +109,7 @@ def test_feature_maps_are_those_behind_a_convolutions_own_normalisation():
     assert exp_bn_init.main([*words.split(), *recipe.split()]) == 0
     words = "--depth 14 --norm none --subset 150"
     assert exp_norms.main([*words.split(), *recipe.split()]) == 0
+    Image.new("L", (8, 8)).save("image.png")
     for path in Path("checkpoints").rglob("*.pt"):
         trained = predict.load(path, "cpu")
         found = predict.convolutions(trained)
@@ -117,8 +118,6 @@ def test_feature_maps_are_those_behind_a_convolutions_own_normalisation():
         for convolution, norm in found.items():
             assert any(norm is each for each in norms)
             assert len(norm.weight) == convolution.out_channels
-        image = Image.new("L", (8, 8))
-        image.save("image.png")
         predict.draw_feature_maps([trained], Path("maps.png"), Path("image.png"))
         assert Path("maps.png").stat().st_size > 2000
 

@@ -6,7 +6,16 @@ import signal
 import time
 from pathlib import Path
 
-from tests.helpers import arguments, rows, run, run_name, start, the_checkpoint, the_csv
+from tests.helpers import (
+    arguments,
+    epochs_trained,
+    rows,
+    run,
+    run_name,
+    start,
+    the_checkpoint,
+    the_csv,
+)
 import pandas as pd
 import pytest
 import torch
@@ -131,13 +140,7 @@ def test_damage_is_noticed_and_costs_no_digit(damage, capsys, monkeypatch):
             content = bytearray(path.read_bytes())
             content[len(content) // 2] ^= 4
             path.write_bytes(content)
-    trained = []
-
-    def noted(*given, train_epoch=common.train_epoch):
-        trained.append(given[4])
-        return train_epoch(*given)
-
-    monkeypatch.setattr(common, "train_epoch", noted)
+    trained = epochs_trained(monkeypatch)
     assert run() == 0
     assert rows(the_csv()) == rows(the_csv("whole"))
     # the previous checkpoint is of epoch 1
