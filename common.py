@@ -34,8 +34,8 @@ from harness.entries import put_random_entries
 from harness.errors import UserError
 from harness.estimate import plan
 from harness.norms import ends_without_gradient
-from harness.parts import LAYERS, Origin, check_name, check_recipe, count_parameters
-from harness.parts import inner_layers, names_of, norms, origin, owned, trainable
+from harness.parts import LAYERS, Origin, as_logits, check_name, check_recipe, count_parameters
+from harness.parts import inner_layers, materialise, names_of, norms, origin, owned, trainable
 from harness.processes import first_goes_first, share
 from harness.progress import progress_bar, tell
 from harness.recording import Recorder, as_trained, finished_before, own_measures
@@ -47,7 +47,7 @@ from harness.zoo import DEPTHS, imagenet_resnet, vgg
 # Not used here, but by experiments: their flags, their start, a grid's runs.
 from harness.config import ALWAYS, AUGMENTED, changed, command, flag, number  # noqa: F401
 from harness.errors import RunError  # noqa: F401
-from harness.runs import depth_label, mean_and_deviation, table_of, tables_of  # noqa: F401
+from harness.runs import mean_and_deviation, shape_label, table_of, tables_of  # noqa: F401
 from harness.starting import grid, main, main_of, resolved, run_grid  # noqa: F401
 
 # -------------------------------------------------------------------------------------------- seeds
@@ -249,6 +249,7 @@ def build_model(args: Settings, data: Data, build=network) -> nn.Module:
         torch.manual_seed(stream_seed(args.seed, "weights"))
         asked = args if build is network else Noting(args)
         model = build(asked, data.size, len(data.classes))
+        materialise(model, data.size)
     initialise(model, args.seed, args.gamma_init, args.beta_init, args.weight_init)
     model._origin = Origin(args.seed)
     if build is not network and args.arch in DEPTHS:  # --arch names another network than this
@@ -456,7 +457,7 @@ def forward(model: nn.Module, x: torch.Tensor, args: Settings) -> torch.Tensor:
     """Logits as fp32, (N, classes), the network's arithmetic in the run's precision."""
     try:
         with torch.autocast(args.device.type, torch.bfloat16, enabled=args.precision == "bf16"):
-            return model(x).float()
+            return as_logits(model(x))
     except ValueError as error:
         if not model.training or len(x) > 1:
             raise

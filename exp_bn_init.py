@@ -221,7 +221,7 @@ def frankle(args):
     for rows in common.tables_of(outcomes, args, *settings):
         print("\ntest accuracy in %, mean ± sample standard deviation (seeds)")
         for (depth, *start), cell in rows.groupby(settings, sort=False, dropna=False):
-            named = "{}, {}: γ {}, β {}, weights {}".format(common.depth_label(depth), *start)
+            named = "{}, {}: γ {}, β {}, weights {}".format(common.shape_label(depth), *start)
             print(f"  {named:<64}", common.mean_and_deviation(cell.test_acc))
     return code
 

@@ -63,24 +63,24 @@ def shapes_of(args):
 
 
 def compare(args):
-    shapes, runs = shapes_of(args), []
-    for depth, width in shapes:
+    runs = []
+    for depth, width in shapes_of(args):
         lists = {"depth": [depth], "width": [width]}
         runs += common.grid(args, **lists, train=args.varied["train"], seed=args.varied["seed"])
     code, outcomes = common.run_grid(runs, run)
     for rows in common.tables_of(outcomes, args, "depth", "width", "train"):
-        report(rows, shapes)
+        report(rows)
     return code
 
 
-def report(rows, shapes):
+def report(rows):
     print("\ntest accuracy in %, mean ± sample standard deviation (seeds)")
     for train, of_train in rows.groupby("train"):
-        for depth, width in shapes:
-            cell = of_train[(of_train.depth == depth) & (of_train.width == width)]
-            trained = f"{cell.params_trained.iloc[0]:,} trained" if len(cell) else ""
+        shapes = of_train.groupby(["depth", "width"], sort=False, dropna=False)
+        for shape, cell in shapes:
             accuracy = common.mean_and_deviation(cell.test_acc)
-            print(f"  {train:<10} depth {depth:<5} width {width:<4} {accuracy:<20} {trained}")
+            trained = f"{cell.params_trained.iloc[0]:,} trained"
+            print(f"  {train:<10} {common.shape_label(*shape):<22} {accuracy:<20} {trained}")
 
 
 def main(argv=None):

@@ -236,7 +236,7 @@ def report(rows):
     rows = rows.assign(norm=rows.get("norm", "bn")).fillna({"norm": "bn"})
     settings = ["depth", "train", "norm", "lr"]
     for (depth, train, norm, rate), cell in rows.groupby(settings, sort=False, dropna=False):
-        named = f"{common.depth_label(depth)}, {train}, {norm}, rate {float(rate):g}"
+        named = f"{common.shape_label(depth)}, {train}, {norm}, rate {float(rate):g}"
         chosen = ""
         if cell.val_acc.notna().all():
             chosen = f"validation {cell.val_acc.mean():.1f}"

@@ -69,10 +69,8 @@ def report(rows, trains):
     which the first of `trains` is."""
     networks = rows.groupby(["arch", "depth", "width"], dropna=False)
     for (arch, depth, width), network in networks:
-        print(
-            f"\n{arch}{depth}, width {width}: "
-            "test accuracy in %, mean ± sample standard deviation (seeds)"
-        )
+        print(f"\n{arch}, {common.shape_label(depth, width)}:")
+        print("test accuracy in %, mean ± sample standard deviation (seeds)")
         means = {}
         for train in trains:
             cell = network[network.train == train]

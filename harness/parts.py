@@ -234,6 +234,25 @@ def check_recipe(model: nn.Module, optimizer, scheduler) -> None:
             raise UserError(f"{what}: freeze it, or give the optimizer all that freeze has left")
 
 
+def materialise(model: nn.Module, size: tuple[int, int, int]) -> None:
+    """Gives the lazy layers of a network (nn.LazyLinear, …) their shapes, by one pass over two
+    black images of `size`: height, width, channels."""
+    if any(nn.parameter.is_lazy(tensor) for tensor in [*model.parameters(), *model.buffers()]):
+        height, width, channels = size
+        with torch.no_grad():  # in eval(): no statistics move
+            model.eval()(torch.zeros(2, channels, height, width))
+        model.train()
+
+
+def as_logits(output) -> torch.Tensor:
+    """A network's output in fp32. Raises UserError where it is not one tensor (N, classes)."""
+    shape = tuple(output.shape) if isinstance(output, torch.Tensor) else None
+    if shape is None or len(shape) != 2:
+        found = f"a tensor of shape {shape}" if shape is not None else f"a {type(output).__name__}"
+        raise UserError(f"the network returns {found}: it has to return one tensor (N, classes)")
+    return output.float()
+
+
 def count_parameters(model: nn.Module) -> tuple[int, int]:
     """How many are trained, and how many there are: what `RandomEntries` has taken out counts where
     it was."""

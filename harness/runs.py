@@ -542,6 +542,11 @@ def depth_label(depth: float) -> str:
     return "no depth" if math.isnan(depth) else f"depth {depth:g}"
 
 
+def shape_label(depth: float, width: float = math.nan) -> str:
+    """Depth and width, as far as a network has them, as a report shows them."""
+    return depth_label(depth) + ("" if math.isnan(width) else f", width {width:g}")
+
+
 def mean_and_deviation(accuracies) -> str:
     """A pandas series of accuracies as a table shows it: mean ± sample standard deviation (number
     of seeds)."""

@@ -77,8 +77,8 @@ class Finding(NamedTuple):
     """What one recipe says about one case of a claim.
 
     in_full: whether the main paper's length alone can say it; remark: what stands behind the
-    verdict; title, epochs, usual: of the recipe, how long it is and how many of its settings are
-    the main paper's."""
+    verdict; title, epochs, usual: of the recipe, how long it is and how many of the settings that
+    its runs share are the main paper's."""
 
     claim: int
     case: str
@@ -90,10 +90,12 @@ class Finding(NamedTuple):
     epochs: int = 0
     usual: int = 0
 
-    def of(self, title: str, sweep: pd.DataFrame) -> Finding:
-        """The finding as that of a sweep's recipe, to which it may have added."""
+    def of(self, title: str, sweep: pd.DataFrame, *varied: str) -> Finding:
+        """The finding as that of the recipe of a sweep over the settings `varied`, to which it may
+        have added."""
         title, run = ", ".join(filter(None, [title, self.title])), sweep.iloc[0]
-        usual = sum(run[column] == value for column, value in USUAL.items())
+        shared = {column: value for column, value in USUAL.items() if column not in varied}
+        usual = sum(run[column] == value for column, value in shared.items())
         usual += not scaled_to(run)
         return self._replace(title=title, epochs=sweep.epochs.max(), usual=usual)
 
@@ -203,7 +205,7 @@ def in_sweeps(found: Callable, runs: pd.DataFrame, *varied: str) -> Iterator[Fin
     for title, sweep in sweeps(runs, *varied):
         for finding in found(sweep):
             if finding.figure:
-                yield finding.of(title, sweep)
+                yield finding.of(title, sweep, *varied)
 
 
 def of_resnets(sweep: pd.DataFrame, shallowest: set[float]) -> Iterator[Finding]:

@@ -145,6 +145,42 @@ def test_convolutions_of_one_and_three_dimensions_start_as_asked():
     assert inner_layers(model) == [model[0], model[1]]
 
 
+def test_lazy_layers_take_their_shapes_from_the_images_and_their_start_from_the_seed():
+    def lazy(args, size, classes):
+        layers = nn.LazyConv2d(4, 3), nn.LazyBatchNorm2d(), nn.ReLU(), nn.Flatten()
+        return nn.Sequential(*layers, nn.LazyLinear(classes))
+
+    def plain(args, size, classes):
+        layers = nn.Conv2d(1, 4, 3), nn.BatchNorm2d(4), nn.ReLU(), nn.Flatten()
+        return nn.Sequential(*layers, nn.Linear(4 * 6 * 6, classes))
+
+    args = arguments()
+    data = common.load_data(args)
+    found, wanted = (common.build_model(args, data, build).state_dict() for build in (lazy, plain))
+    assert found.keys() == wanted.keys()
+    for name, tensor in wanted.items():
+        assert torch.equal(found[name], tensor), name
+
+
+@pytest.mark.parametrize(
+    "output, told",
+    [
+        (lambda x: (x, x), "returns a tuple: it"),
+        (lambda x: x[:, 0], r"returns a tensor of shape \(50,\): it"),
+    ],
+)
+def test_a_network_that_returns_no_logits_is_told_what_it_has_to(output, told):
+    class Net(nn.Sequential):
+        def forward(self, x):
+            return output(super().forward(x))
+
+    args = arguments()
+    data = common.load_data(args)
+    model = Net(nn.BatchNorm2d(1), nn.Flatten(), nn.Linear(64, 10))
+    with pytest.raises(UserError, match=told):
+        common.fit(model, data, args)
+
+
 # -------------------------------------------------------------------------------------------- grids
 
 

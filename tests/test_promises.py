@@ -240,17 +240,27 @@ def test_a_grid_of_which_nothing_is_finished_says_so(module, words, capsys):
     assert not printed.err and "test accuracy" not in printed.out
 
 
-def test_reports_have_networks_without_a_depth():
-    text = (HERE / "exp_norms.py").read_text(encoding="utf-8")
+@pytest.mark.parametrize(
+    "name, words, told",
+    [
+        ("norms", "--norm bn --train bn", r"no depth, bn, bn, rate 0.1 +\d+\.\d \(1\)"),
+        ("depth_width", "--depth 8 --width 1", r"bn +no depth +\d+\.\d \(1\) +2 trained"),
+        ("random_params", "--per-channel 1", r"\nflat, no depth:\ntest accuracy in %"),
+    ],
+)
+def test_reports_have_networks_without_a_depth(name, words, told):
+    text = (HERE / f"exp_{name}.py").read_text(encoding="utf-8")
     flat = """def flat(args, size, classes):
-    return nn.Sequential(nn.BatchNorm2d(1), nn.Flatten(), nn.Linear(64, classes))
+    from torch import nn
+    layers = nn.BatchNorm2d(1), nn.Flatten(), nn.Linear(64, 8), nn.Linear(8, classes)
+    return nn.Sequential(*layers)
 
 
-def kind(text)"""
-    own = text.replace("def kind(text)", flat).replace("NETWORKS[args.arch])", "flat)")
+@dataclass"""
+    own = text.replace("@dataclass", flat).replace("NETWORKS[args.arch])", "flat)")
+    own = own.replace("common.build_model(args, data) ", "common.build_model(args, data, flat) ")
     Path("exp_flat.py").write_text(own)
-    told = forked("exp_flat.py", *SMALL, "--epochs", 1, "--norm", "bn", "--train", "bn").out
-    assert re.search(r"no depth, bn, bn, rate 0.1 +\d+\.\d \(1\)", told)
+    assert re.search(told, forked("exp_flat.py", *SMALL, "--epochs", 1, *words.split()).out)
 
 
 def test_a_dry_run_that_fails_stops_no_other_run(capsys):

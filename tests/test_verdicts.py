@@ -93,6 +93,18 @@ def test_of_two_recipes_the_papers_speaks():
     assert verdicts()["bn − random:2, depth 14"] == "contradicted"
 
 
+def test_rates_that_each_method_has_of_its_own_bring_a_recipe_no_nearer_to_the_papers():
+    for momentum, gain, rates in ((0.9, 5, (0.01, 0.03)), (0.8, -5, (0.1, 0.3))):
+        for train in ("bn", "random:2"):
+            for lr, chosen in zip(rates, (True, False), strict=True):
+                trial = {"val_fraction": 0.2, "val_acc": 50 + chosen}
+                pretend(0, 50, train=train, momentum=momentum, lr=lr, **trial)
+            for seed in range(3):
+                accuracy = 50 + (gain + 0.1 * seed if train == "bn" else 0)
+                pretend(seed, accuracy, train=train, momentum=momentum, lr=rates[0])
+    assert verdicts()["bn − random:2, depth 14"] == "confirmed"
+
+
 def pretend_in_full(seed: int) -> None:
     """A run of the main paper's length."""
     path = pretend(seed, 50, train="bn", epochs=160)
