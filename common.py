@@ -47,7 +47,8 @@ from harness.zoo import DEPTHS, imagenet_resnet, vgg
 # Not used here, but by experiments: their flags, their start, a grid's runs.
 from harness.config import ALWAYS, AUGMENTED, changed, command, flag, number  # noqa: F401
 from harness.errors import RunError  # noqa: F401
-from harness.runs import mean_and_deviation, shape_label, table_of, tables_of  # noqa: F401
+from harness.runs import counted, mean_and_deviation, shape_label  # noqa: F401
+from harness.runs import table_of, tables_of  # noqa: F401
 from harness.starting import grid, main, main_of, resolved, run_grid  # noqa: F401
 
 # -------------------------------------------------------------------------------------------- seeds
@@ -448,9 +449,8 @@ def loss_of(logits: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
         return F.cross_entropy(logits, y)
     except IndexError:
         outputs = f"the network makes {logits.shape[1]} numbers of an image"
-        raise UserError(
-            f"{outputs}, and there are more classes: it has to make one for each"
-        ) from None
+        told = f"{outputs}, and there are more classes: it has to make one for each"
+        raise UserError(told) from None
 
 
 def forward(model: nn.Module, x: torch.Tensor, args: Settings) -> torch.Tensor:
@@ -463,9 +463,8 @@ def forward(model: nn.Module, x: torch.Tensor, args: Settings) -> torch.Tensor:
             raise
         need = "where an image has one pixel left that is two images"
         instead = "give --batch-size 2 or more, and two training images"
-        raise UserError(
-            f"BatchNorm needs two values of each channel, and {need}: {instead}"
-        ) from error
+        told = f"BatchNorm needs two values of each channel, and {need}: {instead}"
+        raise UserError(told) from error
 
 
 def arithmetic(model: nn.Module, args: Settings, size: tuple[int, ...]):

@@ -188,9 +188,8 @@ def report_davis_frank(rows):
             gain = f"{(both[setting] - both[baseline]).mean():+.2f}   {significance}"
         named = "bn_weight {:g}, c {:g}, input_norm {}".format(*setting)
         print(f"  {named:<38} {common.mean_and_deviation(accuracies):<20} {gain}")
-    others = max(0, len(table.columns) - 1)
-    noun = "comparison" if others == 1 else "comparisons"
-    print(f"  {others} {noun}: at p ≤ 0.05 about one in twenty is significant by chance")
+    made = common.counted(max(0, len(table.columns) - 1), "comparison")
+    print(f"  {made}: at p ≤ 0.05 about one in twenty is significant by chance")
 
 
 # ----------------------------------------------------------------------------------------- Frankle

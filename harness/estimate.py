@@ -12,7 +12,7 @@ from torch import nn
 from harness.config import Settings
 from harness.dataset import Data
 from harness.parts import count_parameters, parts
-from harness.runs import duration, run_files
+from harness.runs import counted, duration, run_files
 from harness.speed import device_name
 
 
@@ -27,7 +27,8 @@ def plan(model: nn.Module, data: Data, args: Settings, name: str, step, evaluate
     print("writes {} and {}".format(*run_files(args, name)))
     epoch = epoch_seconds(model, data, args, step, evaluate)
     seconds, device = args.epochs * epoch, device_name(args.device)
-    print(f"about {duration(seconds)} on {device}: {args.epochs} epochs of {epoch:.2f} s")
+    epochs = counted(args.epochs, "epoch")
+    print(f"about {duration(seconds)} on {device}: {epochs} of {epoch:.2f} s")
     return seconds
 
 

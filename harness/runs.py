@@ -404,7 +404,7 @@ def run_grid(runs: list[Settings], run) -> tuple[int, list[Outcome]]:
             there[name_run(args).run] = outcome_on_disk(args, name)
     planned = [(a, dry) for a, dry in planned if a.force or not there[name_run(a).run]]
     left = [args for args, _ in planned]
-    line = f"{len(runs)} runs: {len(runs) - len(left)} finished, {len(left)} to make"
+    line = f"{counted(len(runs), 'run')}: {len(runs) - len(left)} finished, {len(left)} to make"
     if left:
         line += f", in about {duration(sum(dry.seconds for _, dry in planned))}"
     print(line)
@@ -535,6 +535,11 @@ def tables_of(outcomes: list[Outcome], args: Settings, *columns: str):
         told = (f"{name} {value}" for name, value in zip(others, values, strict=True))
         print(f"\n{', '.join(told)}:")
         yield rows
+
+
+def counted(number: float, what: str) -> str:
+    """1 run, 2 runs."""
+    return f"{number:,.0f} {what}" + ("" if number == 1 else "s")
 
 
 def depth_label(depth: float) -> str:

@@ -9,6 +9,7 @@ from typing import NamedTuple
 
 import pandas as pd
 
+from harness.runs import counted
 from report.features import change_by_pruning, distance, share_of_dead, share_of_small_gammas
 from report.registry import table
 from report.runs import USUAL
@@ -16,11 +17,9 @@ from report.stats import (
     Claim,
     Difference,
     by_seed,
-    comparisons,
     differences,
     judge,
     last_accuracy,
-    number_of_seeds,
     one_sample,
     p_text,
     p_values,
@@ -127,7 +126,7 @@ def claims(runs):
             for several, finding, verdict in zip(cases, speaking, verdicts, strict=True):
                 longest = max(several, key=lambda other: (other.epochs, other.figure.pairs))
                 if claim in AT_THE_END and longest.epochs > finding.epochs:
-                    seeds = number_of_seeds(longest.figure.pairs)
+                    seeds = counted(longest.figure.pairs, "seed")
                     rows.append(row_of(longest, f"too few to be judged ({seeds})", dataset))
                 rows.append(row_of(finding, verdict, dataset))
         missing = sorted(set(CLAIMS) - {claim for claim, _ in by_case})
@@ -284,7 +283,7 @@ def of_davis_frank(network: str, baselines: dict, others: list) -> Iterator[Find
             case = f"γ from 0.1, rate / 100, input {norm} − usual, {network}"
             one, two = p_values(cell, baseline)
             remark = f"one-sided p = {p_text(one)}, two-sided {p_text(two)}"
-            remark = f"{remark}, {comparisons(len(others))}"
+            remark = f"{remark}, {counted(len(others), 'comparison')}"
             yield Finding(8, case, figure, ABOVE_ONE_SIDED, remark=remark)
             figure = paired(cell, baseline, last_accuracy)
             yield Finding(8, f"{case}, last epoch", figure, ABOVE_ONE_SIDED)

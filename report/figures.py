@@ -20,9 +20,10 @@ from typing import NamedTuple
 import numpy as np
 import pandas as pd
 
+from harness.runs import counted
 from report.features import DEAD, SMALL
 from report.registry import figure
-from report.stats import Mean, number_of_seeds
+from report.stats import Mean
 from report.sweeps import (
     NORMS,
     START,
@@ -128,7 +129,7 @@ def draw_lines(axis, sweep: pd.DataFrame, by: str) -> None:
         points = dict(list(line.groupby(by)))
         about = seeds(*points.values())
         if several and line.train.iloc[0] != "none":
-            about += f", {line.epochs.iloc[0]:g} epochs"
+            about += f", {counted(line.epochs.iloc[0], 'epoch')}"
         style = look(label)
         if label in unknown:
             style["marker"] = OTHER_MARKERS[unknown.index(label) % len(OTHER_MARKERS)]
@@ -203,7 +204,7 @@ def seeds(*cells: pd.DataFrame) -> str:
     """The number of seeds of `cells`, as a legend shows it."""
     numbers = [cell.seed.nunique() for cell in cells]
     fewest, most = min(numbers), max(numbers)
-    return f"{fewest}–{most} seeds" if most > fewest else number_of_seeds(most)
+    return f"{fewest}–{most} seeds" if most > fewest else counted(most, "seed")
 
 
 # ----------------------------------------------------------------------------- what is drawn of it
@@ -308,7 +309,8 @@ def depth(runs):
     ):
         (line,) = lines_of_depth(of_size)
         points = dict(list(cells(line, "depth")))
-        label = f"{size} pixels, {line.epochs.iloc[0]:g} epochs ({seeds(*points.values())})"
+        length = counted(line.epochs.iloc[0], "epoch")
+        label = f"{size} pixels, {length} ({seeds(*points.values())})"
         style = {"color": colour, "marker": marker}
         draw_line(axis, list(points), list(map(Mean.of, points.values())), label, **style)
         for label, cell in longer_runs(of_size, line):
@@ -347,12 +349,12 @@ def accuracy_depth(runs):
     about, lengths = [first.dataset, scaled_to(first)], sweep[sweep.train != "none"].epochs
     several = lengths.nunique() > 1  # which a label tells
     if lengths.nunique() == 1:
-        about.append(f"{sweep.epochs.max():g} epochs")
+        about.append(counted(sweep.epochs.max(), "epoch"))
     figure, (axis,) = panel(", ".join(filter(None, about)), "depth (layers)", ACCURACY)
     draw_lines(axis, sweep, "depth")
     for (label, cell), dashes in zip(others.items(), itertools.cycle(OTHER_DASHES), strict=False):
         style = {"color": OTHER[0], "linestyle": dashes}
-        made = seeds(cell) + (f", {cell.epochs.max():g} epochs" if several else "")
+        made = seeds(cell) + (f", {counted(cell.epochs.max(), 'epoch')}" if several else "")
         axis.axhline(cell.test_acc.mean(), label=f"{label} ({made})", **style)
     markers = dict(zip(papers.source.unique(), PAPER_MARKERS, strict=False))
     shown = papers[papers.train.isin(list(sweep.label))]
@@ -535,7 +537,7 @@ def gamma_beta(runs):
 
 def histogram_look(train: str, number: int) -> dict:
     dashes = {"bn": "-", "all": "--"}.get(train, ":")
-    label = f"{train} ({number_of_seeds(number)})"
+    label = f"{train} ({counted(number, 'seed')})"
     return {"color": look(train)["color"], "linestyle": dashes, "label": label}
 
 
@@ -556,7 +558,7 @@ def small_gammas(runs):
             tenth = 10 * place // (place.max() + 1)
             shares.append(100 * small.groupby(tenth).mean())
         shares = pd.concat(shares, axis=1)
-        label = f"{train} ({number_of_seeds(len(channels[train]))})"
+        label = f"{train} ({counted(len(channels[train]), 'seed')})"
         style = look(train) | {"linestyle": dashes}
         draw_line(axis, 10 * shares.index + 5, Mean.of_rows(shares), label, **style)
     axis.set(ylim=(0, None))
@@ -578,7 +580,7 @@ def living_gammas(runs):
     features = pd.concat(channels).dropna(subset="active")
     dead = features.active < DEAD
     figure, (axis,) = panel(chosen.title, "|γ|", "features (%)")
-    made = number_of_seeds(len(channels))
+    made = counted(len(channels), "seed")
     parts = (
         (f"at the start, bn ({made})", features.gamma_init, "#888888", ":"),
         (f"living, {100 * (1 - dead.mean()):.0f} %", features.gamma[~dead], PALETTE[8], "-"),
@@ -634,7 +636,7 @@ def pruning(runs):
         cell = chosen.sweep[chosen.sweep.train == train]
         tables = [table.set_index("threshold").test_acc for table in tables_of(cell, "pruning")]
         if tables:
-            label = f"{train} ({number_of_seeds(len(tables))})"
+            label = f"{train} ({counted(len(tables), 'seed')})"
             accuracies = pd.concat(tables, axis=1)
             changes = (accuracies - accuracies.iloc[0]).iloc[1:]
             x = range(len(changes))

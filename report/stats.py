@@ -13,6 +13,8 @@ from typing import NamedTuple
 import pandas as pd
 from scipy import stats
 
+from harness.runs import counted
+
 LEVEL = 0.95  # of intervals
 MANY = 1_000  # seeds; more are not named
 
@@ -138,10 +140,6 @@ def p_text(p: float) -> str:
     return "too few seeds" if math.isnan(p) else f"{p:.3g}"
 
 
-def comparisons(number: int) -> str:
-    return "1 comparison" if number == 1 else f"{number} comparisons"
-
-
 # ---------------------------------------------------------------------------------------- verdicts
 
 
@@ -222,14 +220,14 @@ def judge(cases: list[tuple[Claim, Difference]]) -> list[str]:
     """A verdict on each case of one claim, corrected by Holm for the number of cases."""
     both = [claim.p_values(difference) for claim, difference in cases]
     corrected = [holm([pair[side] for pair in both]) for side in (0, 1)]
-    counted = sum(difference.can_be_judged for _, difference in cases)
+    judged = sum(difference.can_be_judged for _, difference in cases)
     verdicts = []
     for (claim, difference), p, *adjusted in zip(cases, both, *corrected, strict=True):
         alone, verdict = decided(p, claim), decided(adjusted, claim)
         if not difference.can_be_judged:
-            verdict = f"open ({number_of_seeds(difference.pairs)})"
+            verdict = f"open ({counted(difference.pairs, 'seed')})"
         elif alone and not verdict:
-            verdict = f"open (alone {alone}, but one of {counted} cases)"
+            verdict = f"open (alone {alone}, but one of {judged} cases)"
         elif not verdict:
             needed = claim.seeds_to_decide(difference)
             verdict = f"open (about {needed} seeds would decide)" if needed else "open"
@@ -244,10 +242,6 @@ def decided(p_values, claim: Claim) -> str:
     if supporting <= claim.level:
         return "confirmed"
     return "contradicted" if opposing <= ONE_SIDE else ""
-
-
-def number_of_seeds(number: int) -> str:
-    return "1 seed" if number == 1 else f"{number} seeds"
 
 
 def summary(verdicts: list[str]) -> str:

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pandas as pd
 
-from harness.runs import COLUMNS, OWN
+from harness.runs import COLUMNS, OWN, counted
 from report.runs import USUAL, native_size
 
 # The columns that are no settings: names, measurements, where and by which version a run was made.
@@ -166,7 +166,7 @@ def title(sweep: pd.DataFrame, varied: tuple[str, ...] = ()) -> str:
             words.append(run.arch)
         if "width" not in varied and times_width(run.width):
             words.append(f"width {run.width:g}")
-    words += [scaled_to(run), f"{run.epochs:g} epochs"]
+    words += [scaled_to(run), counted(run.epochs, "epoch")]
     if "precision" not in varied:
         words.append(run.precision)
     own = [column for column in settings_of(sweep) if column not in (*COLUMNS, *USUAL)]

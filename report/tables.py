@@ -15,7 +15,7 @@ from typing import NamedTuple
 import numpy as np
 import pandas as pd
 
-from harness.runs import depth_label
+from harness.runs import counted, depth_label
 from report.features import (
     change_by_pruning,
     dead_among_small,
@@ -27,7 +27,6 @@ from report.registry import table
 from report.stats import (
     Difference,
     Mean,
-    comparisons,
     last_accuracy,
     one_sample,
     p_text,
@@ -418,8 +417,8 @@ def davis_frank(runs):
             rows.append(row | {"p": p_text(one_sided), "p, two-sided": p_text(two_sided)})
         note = (
             "p: one-sided paired t-test against the line with γ = 1, c = 1 and the same input."
-            f" {comparisons(len(others))}: at p ≤ 0.05 about one in twenty is significant by"
-            " chance."
+            f" {counted(len(others), 'comparison')}: at p ≤ 0.05 about one in twenty is"
+            " significant by chance."
         )
         yield Table(title, rows, note=note)
 

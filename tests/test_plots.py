@@ -520,7 +520,7 @@ def test_all_sizes_of_images_stand_in_one_figure_beside_the_published_points(mon
     )
     assert plots.main(["--only", "depth", "--out", "out"]) == 0
     labels = {name: axis.get_legend_handles_labels()[1] for name, axis in drawn.items()}
-    ours = [f"{size} pixels, 1 epochs (1 seed)" for size in ("16x16", "32x32")]
+    ours = [f"{size} pixels, 1 epoch (1 seed)" for size in ("16x16", "32x32")]
     assert labels.pop("depth-mine") == ours
     (beside,) = labels.values()  # digits have one size, which accuracy_depth shows, and no paper
     assert beside[:2] == ours
