@@ -67,8 +67,8 @@ item_4() { # beside the published figures: images of 32 pixels
 }
 
 item_5() { # what else can be trained; bn+random:5 has about as many more as the shortcuts have
-  depths --depths 14 --train all all-bn bn+output bn+shortcut output shortcut gamma beta random:2 \
-    bn+random:5 "${five[@]}"
+  depths --depths 14 --train bn all all-bn bn+output bn+shortcut output shortcut gamma beta \
+    random:2 bn+random:5 "${five[@]}"
   study exp_depth_width.py --depths 14 --widths 1 --grid --train none "${five[@]}"
 }
 
