@@ -22,6 +22,7 @@ from harness.errors import UserError, warn
 from harness.files import replacing
 from harness.processes import first, share
 from harness.progress import progress_bar
+from harness.runs import counted
 
 # -------------------------------------------------------------------------------- what a folder has
 
@@ -54,7 +55,7 @@ def list_folder(root: Path) -> tuple[dict[str, list], dict[str, np.ndarray], lis
         raise UserError(different_classes(root, odd))
     if no_images and first():
         n = len(no_images) - 1
-        others = {0: "", 1: " and 1 other"}.get(n, f" and {n:,} others")
+        others = f" and {counted(n, 'other')}" if n else ""
         verb = "are" if others else "is"
         warn(f"{no_images[0]}{others}, which {verb} no image, left out")
     if len(classes["train"]) == 1 and first():

@@ -246,11 +246,11 @@ def materialise(model: nn.Module, size: tuple[int, int, int]) -> None:
 
 def as_logits(output) -> torch.Tensor:
     """A network's output in fp32. Raises UserError where it is not one tensor (N, classes)."""
-    shape = tuple(output.shape) if isinstance(output, torch.Tensor) else None
-    if shape is None or len(shape) != 2:
-        found = f"a tensor of shape {shape}" if shape is not None else f"a {type(output).__name__}"
-        raise UserError(f"the network returns {found}: it has to return one tensor (N, classes)")
-    return output.float()
+    is_tensor = isinstance(output, torch.Tensor)
+    if is_tensor and output.dim() == 2:
+        return output.float()
+    found = f"tensor of shape {tuple(output.shape)}" if is_tensor else type(output).__name__
+    raise UserError(f"the network returns a {found}: it has to return one tensor (N, classes)")
 
 
 def count_parameters(model: nn.Module) -> tuple[int, int]:
