@@ -15,6 +15,7 @@ from __future__ import annotations
 import argparse
 import ast
 import dataclasses
+import gc
 import hashlib
 import importlib.util
 import json
@@ -26,6 +27,7 @@ import sys
 import time
 import typing
 from collections.abc import Callable
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cache, partial
 from pathlib import Path
@@ -217,11 +219,25 @@ def imported(script: Path) -> set[Path]:
     return found
 
 
+@contextmanager
+def uncollected():
+    """Without garbage collection. What it calls may parse, too, as the formatting of an exception
+    does, and inside another parsing CPython 3.11 makes a SystemError of that (its gh-106905)."""
+    collects = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if collects:
+            gc.enable()
+
+
 def names_imported(file: Path) -> set[str]:
     """Every module that an import in `file` may mean, wherever it stands."""
     names = set()
     try:
-        tree = ast.parse(file.read_bytes())
+        with uncollected():
+            tree = ast.parse(file.read_bytes())
     except (SyntaxError, ValueError):  # of a module that nothing imports in truth
         return names
     for node in ast.walk(tree):

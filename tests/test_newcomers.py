@@ -1,6 +1,8 @@
 """What somebody found who changed copied scripts without having written them: settings that were
 read and not recorded, code beside a script, data of one name, mistakes without a clear line."""
 
+import ast
+import gc
 import re
 import shutil
 from dataclasses import dataclass
@@ -17,7 +19,7 @@ import exp_norms
 import plots
 import predict
 from harness import runs as records
-from harness.config import Process, parse, source_of
+from harness.config import Process, names_imported, parse, source_of
 from harness.errors import UserError
 from harness.parts import inner_layers
 from report.runs import read_runs
@@ -120,6 +122,24 @@ def test_a_script_of_ours_is_an_edited_one_where_common_was_edited():
         file.write("\n# changed\n")
     source_of.cache_clear()
     assert len(source_of(ours)) == 6
+
+
+def test_a_finalizer_that_parses_does_not_disturb_the_reading_of_a_script():
+    def deeper(frames: int):
+        return deeper(frames - 1) if frames else ast.parse("x = [1, (2, 3)]")
+
+    def collected(phase, _):
+        deeper(10)  # as pytest's hook does, which formats what a destructor raised
+
+    before = gc.get_threshold()
+    gc.callbacks.append(collected)
+    gc.set_threshold(1)
+    try:
+        found = names_imported(HERE / "exp_bn_only.py")
+    finally:
+        gc.set_threshold(*before)
+        gc.callbacks.remove(collected)
+    assert "common" in found
 
 
 def test_predict_says_that_a_script_has_changed_since(capsys):
