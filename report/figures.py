@@ -32,6 +32,7 @@ from report.sweeps import (
     beside,
     by_start,
     cells,
+    differing,
     kind_rank,
     labelled,
     of_kinds,
@@ -46,6 +47,7 @@ from report.sweeps import (
     shared_settings,
     sweeps,
     texts,
+    told,
     usual_start,
 )
 
@@ -119,23 +121,28 @@ def draw_line(axis, x, values: list[Mean], label: str, **style) -> None:
 
 
 def draw_lines(axis, sweep: pd.DataFrame, by: str) -> None:
-    """A line over `by` for each label of `sweep`, which tells the number of seeds and, where lines
-    differ in them, of epochs."""
+    """A line over `by` for each label of `sweep`, which tells the number of seeds and the settings
+    in which lines differ, as the number of epochs."""
     labels = sorted(set(sweep.label), key=rank)
     unknown = [label for label in labels if look(label)["color"] == OTHER[0]]
-    several = sweep[sweep.train != "none"].epochs.nunique() > 1
+    differ = differing(sweep, by)
     for label in labels:
         line = sweep[sweep.label == label]
         points = dict(list(line.groupby(by)))
-        about = seeds(*points.values())
-        if several and line.train.iloc[0] != "none":
-            about += f", {counted(line.epochs.iloc[0], 'epoch')}"
+        about = ", ".join([seeds(*points.values()), *settings_told(line, differ)])
         style = look(label)
         if label in unknown:
             style["marker"] = OTHER_MARKERS[unknown.index(label) % len(OTHER_MARKERS)]
         means = [Mean.of(cell) for cell in points.values()]
         draw_line(axis, list(points), means, f"{label} ({about})", **style)
     draw_chance(axis, sweep)
+
+
+def settings_told(line: pd.DataFrame, settings: list[str]) -> list[str]:
+    """What a legend says of `settings`; nothing of untrained networks, which have no recipe."""
+    trained = line[line.train != "none"]
+    said = [(column, value) for column in settings for value in trained[column].iloc[:1]]
+    return [told(column, value) for column, value in said if pd.notna(value)]
 
 
 def draw_chance(axis, sweep: pd.DataFrame) -> None:
@@ -346,15 +353,15 @@ def accuracy_depth(runs):
                 others[label if math.isnan(depth) else f"{label}, depth {depth:g}"] = cell
     if sweep.depth.nunique() < 2 and papers.empty and not others:
         return None
-    about, lengths = [first.dataset, scaled_to(first)], sweep[sweep.train != "none"].epochs
-    several = lengths.nunique() > 1  # which a label tells
-    if lengths.nunique() == 1:
-        about.append(counted(sweep.epochs.max(), "epoch"))
+    about, differ = [first.dataset, scaled_to(first)], differing(sweep, "depth")
+    lengths = sweep[sweep.train != "none"].epochs.unique()
+    if len(lengths) == 1:
+        about.append(told("epochs", lengths[0]))
     figure, (axis,) = panel(", ".join(filter(None, about)), "depth (layers)", ACCURACY)
     draw_lines(axis, sweep, "depth")
     for (label, cell), dashes in zip(others.items(), itertools.cycle(OTHER_DASHES), strict=False):
         style = {"color": OTHER[0], "linestyle": dashes}
-        made = seeds(cell) + (f", {counted(cell.epochs.max(), 'epoch')}" if several else "")
+        made = ", ".join([seeds(cell), *settings_told(cell, differ)])
         axis.axhline(cell.test_acc.mean(), label=f"{label} ({made})", **style)
     markers = dict(zip(papers.source.unique(), PAPER_MARKERS, strict=False))
     shown = papers[papers.train.isin(list(sweep.label))]

@@ -166,9 +166,9 @@ def title(sweep: pd.DataFrame, varied: tuple[str, ...] = ()) -> str:
             words.append(run.arch)
         if "width" not in varied and times_width(run.width):
             words.append(f"width {run.width:g}")
-    words += [scaled_to(run), counted(run.epochs, "epoch")]
+    words += [scaled_to(run), told("epochs", run.epochs)]
     if "precision" not in varied:
-        words.append(run.precision)
+        words.append(told("precision", run.precision))
     own = [column for column in settings_of(sweep) if column not in (*COLUMNS, *USUAL)]
     for column in (*USUAL, *own):
         value = run[column]
@@ -181,6 +181,10 @@ def title(sweep: pd.DataFrame, varied: tuple[str, ...] = ()) -> str:
 
 
 def told(setting: str, value) -> str:
+    if setting == "epochs":
+        return counted(value, "epoch")
+    if setting == "precision":
+        return value
     return f"{setting} {value:g}" if isinstance(value, float) else f"{setting} {value}"
 
 
@@ -212,6 +216,13 @@ def labelled(sweep: pd.DataFrame) -> pd.DataFrame:
     experiment has its own name before it where there are others."""
     named = of_users(sweep) & (sweep.experiment.nunique() > 1)
     return sweep.assign(label=sweep.train.mask(named, sweep.experiment + ": " + sweep.train))
+
+
+def differing(sweep: pd.DataFrame, *varied: str) -> list[str]:
+    """The settings beside `varied` in which trained runs differ that are drawn in one figure."""
+    trained = texts(sweep[sweep.train != "none"])
+    settings = [c for c in settings_of(sweep) if c not in ("experiment", "train", *varied)]
+    return [column for column in settings if trained[column].nunique() > 1]
 
 
 def beside(runs: pd.DataFrame, sweep: pd.DataFrame) -> Iterator[tuple[str, pd.DataFrame]]:

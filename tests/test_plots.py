@@ -507,6 +507,22 @@ def test_scaled_images_have_figures_of_their_own_without_published_points(monkey
     assert "Frankle" not in labels["accuracy_depth-cifar10-jpeg-16x16"]
 
 
+def test_lines_of_one_figure_tell_the_settings_in_which_they_differ(monkeypatch):
+    for depth in (14, 32):
+        pretend(0, 50, train="bn", precision="bf16", depth=depth)
+    pretend(0, 50, train="all", precision="fp32", lr=0.3, depth=14)
+    pretend(0, 50, train="none", precision="fp32", lr=0.1, depth=14)
+    drawn = []
+    monkeypatch.setattr(plots, "save", lambda figure, path, _: drawn.append(figure.axes[0]))
+    assert plots.main(["--only", "accuracy_depth", "--out", "out"]) == 0
+    labels = drawn[0].get_legend_handles_labels()[1]
+    assert labels[:3] == [
+        "all (1 seed, lr 0.3, fp32)",
+        "bn (1 seed, lr 0.1, bf16)",
+        "none (1 seed)",
+    ]
+
+
 def test_all_sizes_of_images_stand_in_one_figure_beside_the_published_points(monkeypatch):
     for size, depths in (("32x32", (14,)), ("16x16", (14, 32))):
         for depth in depths:
