@@ -97,6 +97,79 @@ def test_without_normalisation_training_and_testing_are_the_same():
         assert torch.allclose(model(x)[:1], model(x[:1]), atol=1e-5)
 
 
+class Plain:
+    """A ResNet whose γ and β alone are trained, in float64 and by the papers' equations alone: of
+    the code under test it has only the random start and the batches."""
+
+    def __init__(self, model, norm: str):
+        self.norm, self.constants = norm, {}
+        self.values = {name: p.detach().double() for name, p in model.named_parameters()}
+        self.trained = {
+            name: p.requires_grad_()
+            for name, p in self.values.items()
+            if re.search(r"bn|shortcut\.1", name)
+        }
+        self.velocity = {name: torch.zeros_like(p) for name, p in self.trained.items()}
+
+    def normalised(self, x, layer: str):
+        gamma, beta = self.values[f"{layer}.weight"], self.values[f"{layer}.bias"]
+        return self.standard(x, layer) * gamma[:, None, None] + beta[:, None, None]
+
+    def standard(self, x, layer: str):
+        if self.norm == "none":
+            return x
+        if self.norm == "rms":
+            return x / (x.pow(2).mean((1, 2, 3), keepdim=True) + 1e-5).sqrt()
+        if self.norm.startswith("gn:"):
+            groups = x.unflatten(1, (int(self.norm.removeprefix("gn:")), -1))
+            variance, mean = torch.var_mean(groups, (2, 3, 4), correction=0, keepdim=True)
+            return ((groups - mean) / (variance + 1e-5).sqrt()).flatten(1, 2)
+        over = (1, 2, 3) if self.norm == "ln" else (0, 2, 3)
+        variance, mean = torch.var_mean(x, over, correction=0, keepdim=True)
+        if self.norm == "calibrated":  # those of the first batch
+            first = variance.detach(), mean.detach()
+            variance, mean = self.constants.setdefault(layer, first)
+        return (x - mean) / (variance + 1e-5).sqrt()
+
+    def conv(self, x, layer: str, stride: int = 1):
+        weight = self.values[f"{layer}.weight"]
+        return F.conv2d(x, weight, stride=stride, padding=weight.shape[-1] // 2)
+
+    def logits(self, x):
+        x = self.normalised(self.conv(x, "conv"), "bn").relu()
+        for block in ("stage1.0", "stage2.0", "stage3.0"):
+            stride = 1 if block == "stage1.0" else 2
+            out = self.normalised(self.conv(x, f"{block}.conv1", stride), f"{block}.bn1").relu()
+            out = self.normalised(self.conv(out, f"{block}.conv2"), f"{block}.bn2")
+            if stride == 2:
+                x = self.conv(x, f"{block}.shortcut.0", stride)
+                x = self.normalised(x, f"{block}.shortcut.1")
+            x = (out + x).relu()
+        return F.linear(x.mean((2, 3)), self.values["output.weight"], self.values["output.bias"])
+
+    def step(self, x, y, rate: float) -> float:
+        loss = F.cross_entropy(self.logits(x.double()), y)
+        gradients = torch.autograd.grad(loss, list(self.trained.values()))
+        with torch.no_grad():
+            for (name, p), g in zip(self.trained.items(), gradients, strict=True):
+                self.velocity[name] = 0.9 * self.velocity[name] + g + 1e-4 * p
+                p -= rate * self.velocity[name]
+        return loss.item()
+
+
+@pytest.mark.parametrize("norm", ["bn", "gn:4", "ln", "rms", "calibrated", "none"])
+def test_a_run_of_each_kind_is_what_a_plain_loop_makes_of_it(norm):
+    assert exp_norms.main([*SMALL, "--quiet", "--norm", norm, "--lr", "0.1"]) == 0
+    found = [float(row["train_loss"]) for row in rows(the_csv("results"))]
+    args = arguments()
+    data = common.load_data(args)
+    plain, losses = Plain(common.build_model(args, data), norm), []
+    for epoch, rate in enumerate((0.1, 0.1, 0.01), 1):
+        batches = data.training_batches(0, epoch, 50, args.augment)
+        losses.append(sum(plain.step(x, y, rate) for x, y in batches) / 3)
+    assert found == pytest.approx(losses, rel=1e-4)
+
+
 @pytest.mark.parametrize("norm", ["calibrated", "rms", "gn:2"])
 def test_a_run_goes_on_to_the_same_digits_and_predict_opens_it(norm, capsys):
     words = [*GRID, "--epochs", "3", "--norm", norm]
