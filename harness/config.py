@@ -13,12 +13,8 @@ in one place.
 from __future__ import annotations
 
 import argparse
-import ast
 import dataclasses
-import gc
-import hashlib
 import importlib.util
-import json
 import math
 import os
 import re
@@ -27,13 +23,13 @@ import sys
 import time
 import typing
 from collections.abc import Callable
-from contextlib import contextmanager
 from dataclasses import dataclass
-from functools import cache, partial
+from functools import partial
 from pathlib import Path
 from typing import Any, ClassVar
 
 from harness.errors import Parser, UserError
+from harness.source import source_of
 
 # -------------------------------------------------------------------------------------------- flags
 
@@ -184,97 +180,6 @@ class Process:
     def source(self) -> str:
         """What tells an edited script, as `source_of` says; empty where there is none."""
         return source_of(self.script) if self.script.is_file() else ""
-
-
-@cache
-def ours() -> dict[str, str]:
-    """The digests of common.py and of this collection's scripts as they came: the names of their
-    runs do not depend on their source. A test compares them, and says what belongs here."""
-    return json.loads(Path(__file__).with_name("ours.json").read_text())
-
-
-def source_digest(*files: Path) -> str:
-    """Six digits of the SHA-256 of what is written in `files`."""
-    written = b"".join(file.read_bytes() for file in files)
-    return hashlib.sha256(written.replace(b"\r\n", b"\n")).hexdigest()[:6]
-
-
-@cache
-def source_of(script: Path) -> str:
-    """The `source_digest` of a script and of the files beside it that it imports, without those
-    that are of this collection and as they came; empty where all are."""
-    files = [script, *sorted(imported(script) - {script})]
-    own = [file for file in files if ours().get(file.name) != source_digest(file)]
-    return source_digest(*own) if own else ""
-
-
-def imported(script: Path) -> set[Path]:
-    """The files in a script's folder that it imports, and those that these import in turn, but for
-    harness/ and report/."""
-    found, left = set(), [script]
-    while left:
-        new = files_of(names_imported(left.pop()), script.parent) - found
-        found |= new
-        left += new
-    return found
-
-
-@contextmanager
-def uncollected():
-    """Without garbage collection. What it calls may parse, too, as the formatting of an exception
-    does, and inside another parsing CPython 3.11 makes a SystemError of that (its gh-106905)."""
-    collects = gc.isenabled()
-    gc.disable()
-    try:
-        yield
-    finally:
-        if collects:
-            gc.enable()
-
-
-def names_imported(file: Path) -> set[str]:
-    """Every module that an import in `file` may mean, wherever it stands."""
-    names = set()
-    try:
-        with uncollected():
-            tree = ast.parse(file.read_bytes())
-    except (SyntaxError, ValueError):  # of a module that nothing imports in truth
-        return names
-    for node in ast.walk(tree):
-        if isinstance(node, ast.Import):
-            names |= {alias.name for alias in node.names}
-        elif isinstance(node, ast.ImportFrom) and node.module and not node.level:
-            names |= {node.module, *(f"{node.module}.{alias.name}" for alias in node.names)}
-    return names
-
-
-def files_of(modules: set[str], folder: Path) -> set[Path]:
-    """The files of those `modules` that lie in `folder`, which holds no installed packages."""
-    found = set()
-    if "site-packages" in folder.parts:  # a notebook's process begins there
-        return found
-    for name in modules:
-        parts = name.split(".")
-        if parts[0] in ("harness", "report"):
-            continue
-        for length in range(1, len(parts) + 1):
-            path = folder.joinpath(*parts[:length])
-            found |= {path.with_name(f"{path.name}.py"), path / "__init__.py"}
-    return {path for path in found if path.is_file()}
-
-
-def script_of(function) -> Path:
-    """The file in which a function was written, whatever it is wrapped in."""
-    while isinstance(function, partial):
-        function = function.func
-    while hasattr(function, "__wrapped__"):
-        function = function.__wrapped__
-    return Path(getattr(function, "__code__", main_code()).co_filename)
-
-
-def main_code():
-    """For an object that can be called and is no function: where the process began."""
-    return compile("", getattr(sys.modules["__main__"], "__file__", "notebook"), "exec")
 
 
 # ----------------------------------------------------------------------------------------- settings

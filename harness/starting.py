@@ -9,10 +9,11 @@ import sys
 import torch
 
 from harness import processes, runs
-from harness.config import SHARED, Process, Settings, flags, parse, parser_for, resolve, script_of
+from harness.config import SHARED, Process, Settings, flags, parse, parser_for, resolve
 from harness.errors import NothingToShow, UserError, guarded
 from harness.parts import spelling
 from harness.runs import COLUMNS, Outcome
+from harness.source import script_of
 
 
 def grid(args: Settings, **lists) -> list[Settings]:

@@ -422,7 +422,7 @@ def test_the_digests_of_our_own_scripts_are_those_that_the_names_count_on():
     """After a change to a script put what is printed here into harness/ours.json."""
     import json
 
-    from harness.config import source_digest
+    from harness.source import source_digest
 
     now = {
         path.name: source_digest(path)

@@ -19,9 +19,10 @@ import exp_norms
 import plots
 import predict
 from harness import runs as records
-from harness.config import Process, names_imported, parse, source_of
+from harness.config import Process, parse
 from harness.errors import UserError
 from harness.parts import inner_layers
+from harness.source import names_imported, source_of
 from report.runs import read_runs
 from tests.helpers import FOLDER, HERE, SMALL, arguments, forked, image_folder, rows, run
 from tests.test_copies import PLAIN, script
