@@ -111,25 +111,19 @@ def claims(runs):
     three seeds or more speaks, then that nearest the main paper's, else the longest; for claims 4,
     5 and 13, which are about what training ends at, the longest is shown, too. So many seeds would
     decide at this mean and this deviation."""
-    runs = runs[~of_users(runs)]
-    for dataset, of_dataset in runs.groupby("dataset"):
-        by_case: dict[tuple, list[Finding]] = {}
-        for finding in findings(of_dataset):
-            by_case.setdefault((finding.claim, finding.case), []).append(finding)
+    for dataset, of_dataset in runs[~of_users(runs)].groupby("dataset"):
+        by_claim = dict(judged(of_dataset))
         rows, sentences = [], []
-        for claim in sorted({claim for claim, _ in by_case}):
-            cases = [several for (of_claim, _), several in by_case.items() if of_claim == claim]
-            speaking = [max(several, key=lambda finding: finding.weight) for several in cases]
-            verdicts = verdicts_on(speaking)
-            if len(speaking) > 1:
-                sentences.append(f"Claim {claim}: {summary(verdicts)}.")
-            for several, finding, verdict in zip(cases, speaking, verdicts, strict=True):
-                longest = max(several, key=lambda other: (other.epochs, other.figure.pairs))
-                if claim in AT_THE_END and longest.epochs > finding.epochs:
+        for claim, cases in by_claim.items():
+            if len(cases) > 1:
+                sentences.append(f"Claim {claim}: {summary([case.verdict for case in cases])}.")
+            for case in cases:
+                longest = max(case.found, key=lambda other: (other.epochs, other.figure.pairs))
+                if claim in AT_THE_END and longest.epochs > case.speaks.epochs:
                     seeds = counted(longest.figure.pairs, "seed")
                     rows.append(row_of(longest, f"too few to be judged ({seeds})", dataset))
-                rows.append(row_of(finding, verdict, dataset))
-        missing = sorted(set(CLAIMS) - {claim for claim, _ in by_case})
+                rows.append(row_of(case.speaks, case.verdict, dataset))
+        missing = sorted(set(CLAIMS) - set(by_claim))
         if missing:
             listed = ", ".join(map(str, missing))
             sentences.append(f"Not run on {dataset}: the claims {listed}.")
@@ -137,9 +131,47 @@ def claims(runs):
             yield Table(dataset, rows, note=" ".join(sentences))
 
 
+@table("exp_bn_only.py --dataset digits")
+def verdicts(runs):
+    """What comes of each claim on each data set, over its cases, which the table of claims has one
+    by one, with their numbers; nothing where it has not been run."""
+    rows = []
+    for dataset, of_dataset in runs[~of_users(runs)].groupby("dataset"):
+        for claim, cases in judged(of_dataset):
+            verdict = summary([case.verdict for case in cases])
+            rows.append({"claim": numbered(claim), "data set": dataset, "verdict": verdict})
+    rows.sort(key=lambda row: int(row["claim"].partition(".")[0]))
+    if rows:
+        datasets = sorted({row["data set"] for row in rows})
+        yield Table("every data set", rows, "data set", "verdict", datasets)
+
+
+class Case(NamedTuple):
+    """One case of a claim: what each recipe has found, the finding that speaks, the verdict."""
+
+    found: list[Finding]
+    speaks: Finding
+    verdict: str
+
+
+def judged(runs: pd.DataFrame) -> Iterator[tuple[int, list[Case]]]:
+    """Each claim that runs of one data set speak of, by number, with its cases."""
+    by_claim: dict[int, dict[str, list[Finding]]] = {}
+    for finding in findings(runs):
+        by_claim.setdefault(finding.claim, {}).setdefault(finding.case, []).append(finding)
+    for claim, by_case in sorted(by_claim.items()):
+        speaking = [max(found, key=lambda finding: finding.weight) for found in by_case.values()]
+        cases = zip(by_case.values(), speaking, verdicts_on(speaking), strict=True)
+        yield claim, [Case(*case) for case in cases]
+
+
+def numbered(claim: int) -> str:
+    return f"{claim}. {CLAIMS[claim]}"
+
+
 def row_of(finding: Finding, verdict: str, dataset: str) -> dict:
     return {
-        "claim": f"{finding.claim}. {CLAIMS[finding.claim]}",
+        "claim": numbered(finding.claim),
         "case": finding.case,
         "ours": finding.figure,
         "seeds": finding.figure.pairs,

@@ -52,6 +52,19 @@ def test_networks_of_ones_own_are_averaged_over_seeds_alone(capsys):
     assert "| mine: vgg x2, bn | ours |  |  | 78.0 ± 0.0 (2) |" in printed
 
 
+def test_what_comes_of_a_claim_stands_beside_that_of_other_data():
+    for seed, noise in enumerate((-1, 0, 1)):
+        for dataset, gain in (("digits", 20), ("mnist", 0)):
+            pretend(seed, 70 + gain + noise, train="bn", dataset=dataset)
+            pretend(seed, 70, train="random:2", dataset=dataset)
+        pretend(seed, 60 + noise, train="bn", depth=32)
+    assert plots.main(["--only", "verdicts", "--out", "out", "--format", "md"]) == 0
+    shown = Path("out/tables/verdicts.md").read_text(encoding="utf-8").splitlines()
+    assert "| claim | digits | mnist |" in shown
+    assert "| 1. bn: accuracy rises with depth | contradicted |  |" in shown
+    assert "| 2. bn beats as many random parameters | confirmed | open |" in shown
+
+
 def test_what_a_user_runs_says_nothing_about_the_claims():
     for seed in range(5):
         for place, accuracy in (("before", 60), ("after", 50 + seed)):
