@@ -217,25 +217,36 @@ def against_bn(runs):
 @table("exp_random_params.py --dataset digits --seeds 0 1 2 3 4")
 def random_params(runs):
     """BatchNorm's γ and β against K randomly chosen parameters of each channel; K = 2 is as
-    many."""
+    many. Where something else is trained with these it is with γ and β, too."""
     for title, sweep in sweeps(usual_start(runs), "train"):
-        bn, rows, better = sweep[sweep.train == "bn"], [], []
-        swept = {train for train in sweep.train if "random:" in train}
-        if not swept:
-            continue
-        for train in sorted({*swept, *bn.train}, key=rank):
-            cell = sweep[sweep.train == train]
-            difference = None if train == "bn" else paired(bn, cell)
-            if difference and difference.mean < 0:
-                better.append(train)
-            row = {"trained": train, "parameters": trained_parameters(cell)}
-            rows.append(row | {ACCURACY: Mean.of(cell), "bn − it": difference})
-        note = ""
-        if better:
-            note = f"The smallest K whose mean overtakes bn: {better[0]}."
-        elif len(bn):
-            note = "None of these overtakes bn."
-        yield Table(title, rows, note=note)
+        swept = sweep[sweep.train.str.contains("random:")]
+        for also, cell in swept.groupby(swept.train.map(without_random_entries)):
+            name = also if "bn" in also.split("+") else f"bn+{also}".removesuffix("+")
+            with_it = f"{title}, with {also}" if also else title
+            yield against_random(with_it, name, sweep[sweep.train == name], cell)
+
+
+def without_random_entries(train: str) -> str:
+    return "+".join(word for word in train.split("+") if not word.startswith("random:"))
+
+
+def against_random(title: str, name: str, bn: pd.DataFrame, swept: pd.DataFrame) -> Table:
+    """What is trained with γ and β, called `name`, against the same with random entries."""
+    rows, better = [], []
+    if len(bn):
+        rows.append({"trained": name, "parameters": trained_parameters(bn), ACCURACY: Mean.of(bn)})
+    for train, cell in sorted(swept.groupby("train"), key=lambda item: rank(item[0])):
+        difference = paired(bn, cell)
+        if difference and difference.mean < 0:
+            better.append(train)
+        row = {"trained": train, "parameters": trained_parameters(cell)}
+        rows.append(row | {ACCURACY: Mean.of(cell), f"{name} − it": difference})
+    note = ""
+    if better:
+        note = f"The smallest K whose mean overtakes {name}: {better[0]}."
+    elif len(bn):
+        note = f"None of these overtakes {name}."
+    return Table(title, rows, note=note)
 
 
 @table("exp_bn_only.py --dataset digits --train all")

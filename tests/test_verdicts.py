@@ -65,6 +65,25 @@ def test_what_comes_of_a_claim_stands_beside_that_of_other_data():
     assert "| 2. bn beats as many random parameters | confirmed | open |" in shown
 
 
+def test_random_entries_are_compared_with_what_is_trained_beside_them():
+    for train, accuracy in (
+        ("bn", 50),
+        ("bn+output", 60),
+        ("random:8", 40),
+        ("random:16", 51),
+        ("bn+random:4", 70),
+        ("output+random:8", 55),
+    ):
+        pretend(0, accuracy, train=train)
+        pretend(1, accuracy, train=train)
+    assert plots.main(["--only", "random_params", "--out", "out", "--format", "md"]) == 0
+    alone, bn, output = Path("out/tables/random_params.md").read_text().split("**digits")[1:]
+    assert "The smallest K whose mean overtakes bn: random:16." in alone
+    assert "bn+random:4" not in alone
+    assert "The smallest K whose mean overtakes bn: bn+random:4." in bn
+    assert "None of these overtakes bn+output." in output
+
+
 def test_what_a_user_runs_says_nothing_about_the_claims():
     for seed in range(5):
         for place, accuracy in (("before", 60), ("after", 50 + seed)):
