@@ -55,7 +55,8 @@ from harness.starting import grid, main, main_of, resolved, run_grid  # noqa: F4
 # Independent streams derive from one seed, all drawn on the CPU: seed 3 gives the same frozen
 # features whichever parameters are trained and whatever the device, so that comparisons are paired.
 
-STREAMS = ("weights", "batchnorm", "order", "random_params", "noise")  # a new one comes last
+# A new one comes last.
+STREAMS = ("weights", "batchnorm", "order", "random_params", "noise", "images")
 
 
 def generator(seed: int, stream: str, epoch: int = 0) -> torch.Generator:
@@ -64,8 +65,8 @@ def generator(seed: int, stream: str, epoch: int = 0) -> torch.Generator:
     return torch.Generator().manual_seed(stream_seed(seed, stream, epoch))
 
 
-def stream_seed(seed: int, stream: str, epoch: int = 0) -> int:
-    entropy = [seed, STREAMS.index(stream), epoch]
+def stream_seed(seed: int, stream: str, epoch: int = 0, *image: int) -> int:
+    entropy = [seed, STREAMS.index(stream), epoch, *image]
     return int(np.random.SeedSequence(entropy).generate_state(1, np.uint64)[0])
 
 
@@ -115,7 +116,7 @@ class Streamed(folders.Streamed):
         order = torch.randperm(n, generator=generator(seed, "order", epoch))
         batches = list(map(share, split_batches(order, batch_size)))
         transform = folders.augmented(self.pixels, augment)
-        return self.stream("train", batches, transform, partial(folders.image_seed, seed, epoch))
+        return self.stream("train", batches, transform, partial(stream_seed, seed, "images", epoch))
 
 
 def load_data(args: Settings) -> Data:
@@ -252,11 +253,12 @@ def build_model(args: Settings, data: Data, build=network) -> nn.Module:
         model = build(asked, data.size, len(data.classes))
         materialise(model, data.size)
     initialise(model, args.seed, args.gamma_init, args.beta_init, args.weight_init)
-    model._origin = Origin(args.seed)
+    known = Origin(args.seed)
     if build is not network and args.arch in DEPTHS:  # --arch names another network than this
-        model._origin.name = getattr(build, "__name__", type(model).__name__)
-        model._origin.read = frozenset(asked.read)
-        model._origin.asked = {"arch": args.arch, "depth": args.depth, "width": args.width}
+        given = {"arch": args.arch, "depth": args.depth, "width": args.width}
+        name = getattr(build, "__name__", type(model).__name__)
+        known = Origin(args.seed, name, read=frozenset(asked.read), asked=given)
+    model._origin = known
     flat = all(parameter.dim() < 5 for parameter in model.parameters())
     layout = torch.channels_last if flat else torch.preserve_format
     return model.to(args.device, memory_format=layout)
@@ -328,16 +330,16 @@ def freeze(model: nn.Module, train, called: str = "") -> None:
         chosen = {name for name, module, p in owned(model) if train(name, module, p)}
         if not chosen:
             raise UserError(f"the predicate {called!r} chooses none of the network's parameters")
+        words = []
     else:
-        chosen, called = names_of(model, train), called or train
+        chosen, called, words = names_of(model, train), called or train, train.split("+")
     for name, _, parameter in owned(model):
         parameter.requires_grad_(name in chosen)
     known = origin(model)
-    if not callable(train):
-        for word in train.split("+"):
-            if word.startswith("random:"):  # two entries a channel are as many as BatchNorm has
-                draw = generator(known.seed or 0, "random_params")
-                put_random_entries(inner_layers(model), word.removeprefix("random:"), draw)
+    for word in words:
+        if word.startswith("random:"):  # two entries a channel are as many as BatchNorm has
+            draw = generator(known.seed, "random_params")
+            put_random_entries(inner_layers(model), word.removeprefix("random:"), draw)
     known.frozen_for, known.called = trainable(model), called  # for the records
 
 
@@ -401,11 +403,11 @@ def rate(args: Settings) -> Callable[[int], float]:
     }[args.schedule]
 
 
-def warm_up(optimizer, rates: list[float], args, epoch: int, step: int, steps: int) -> None:
+def warm_up(groups: list[dict], rates: list[float], args, epoch: int, step: int, steps: int):
     """Sets the learning rate of the next of an epoch's `steps`: over the first --warmup-epochs it
     rises from 0, step by step, to the `rates` of the schedule (as in open_lth)."""
     done = ((epoch - 1) * steps + step) / (args.warmup_epochs * steps)
-    for group, full in zip(optimizer.param_groups, rates, strict=True):
+    for group, full in zip(groups, rates, strict=True):
         group["lr"] = full * min(1, done)
 
 
@@ -414,16 +416,16 @@ def train_epoch(model, data, optimizer, args, epoch: int, sizes: list[int], prog
     are trained on, and stay on the device until the end."""
     model.train()
     totals = torch.zeros(3, device=args.device)
-    warming = optimizer and epoch <= args.warmup_epochs
-    rates = [float(group["lr"]) for group in optimizer.param_groups] if warming else []
+    warming = optimizer.param_groups if optimizer and epoch <= args.warmup_epochs else []
+    rates = [float(group["lr"]) for group in warming]
     batches = data.training_batches(args.seed, epoch, args.batch_size, args.augment)
     for i, (size, (x, y)) in enumerate(zip(sizes, batches)):  # noqa: B905, bench.py makes fewer
         if warming:
-            warm_up(optimizer, rates, args, epoch, i, len(sizes))
+            warm_up(warming, rates, args, epoch, i, len(sizes))
         weight = processes.processes() * len(y) / size  # 1, but for shares that differ by an image
         totals += step(model, x, y, optimizer, args, weight)
         progress.update()
-    for group, full in zip(optimizer.param_groups if warming else [], rates, strict=True):
+    for group, full in zip(warming, rates, strict=True):
         group["lr"] = full  # as the scheduler left it
     return means(processes.total(totals), len(data.labels["train"]))
 
@@ -459,7 +461,7 @@ def forward(model: nn.Module, x: torch.Tensor, args: Settings) -> torch.Tensor:
         with torch.autocast(args.device.type, torch.bfloat16, enabled=args.precision == "bf16"):
             return as_logits(model(x))
     except ValueError as error:
-        if not model.training or len(x) > 1:
+        if not model.training or len(x) > 1 or "more than 1 value" not in str(error):
             raise
         need = "where an image has one pixel left that is two images"
         instead = "give --batch-size 2 or more, and two training images"
@@ -521,8 +523,7 @@ def fit(model: nn.Module, data: Data, args: Settings, recipe=recipe, also=None) 
     if not isinstance(made, Recipe):
         what = type(made).__name__
         raise UserError(f"a recipe returns common.Recipe or common.scheduled(…), not a {what}")
-    if made.optimizer:
-        check_recipe(model, made.optimizer, made.scheduler)
+    check_recipe(model, made.optimizer, made.scheduler)
     asked, args = args, as_trained(model, args, made, used.read)
     name = name_run(args, data.name)
     if args.dry_run:

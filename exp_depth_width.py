@@ -14,7 +14,7 @@ import sys
 from dataclasses import dataclass
 
 import common
-from common import changed, flag
+from common import UserError, changed, flag
 
 SHALLOW = 14  # the depth at which widths are compared
 
@@ -23,7 +23,7 @@ SHALLOW = 14  # the depth at which widths are compared
 class Settings(common.Settings):
     lists = {"depth": [14, 32, 56, 110], "width": [1, 2, 4, 8], "train": ["bn"], "seed": [0]}
 
-    arch: str = changed("arch", "resnet", "the CIFAR ResNet of He et al.", choices=("resnet",))
+    depth: int | None = changed("depth", None, "of the CIFAR ResNet of He et al., 6n + 2")
     grid: bool = flag(False, "every depth at every width", record="never")
     match_bn_params: bool = flag(
         False,
@@ -31,6 +31,8 @@ class Settings(common.Settings):
         "parameters; --depths has no part in it",
         record="never",
     )
+
+    arch: str = "resnet"  # no flag: the question is of one kind of network
 
 
 def run(args):
@@ -48,6 +50,8 @@ def matched_depth(width):
 
 def shapes_of(args):
     """The depths and widths that are compared."""
+    if args.grid and args.match_bn_params:
+        raise UserError("--grid and --match-bn-params each say what is compared: give one of them")
     depths, widths = args.varied["depth"], args.varied["width"]
     shapes = []
     if args.match_bn_params:

@@ -114,8 +114,8 @@ def normalised(layer, bn, args):
 
 
 def network(args, size, classes):
-    if args.arch == "lenet5" and min(size[:2]) < 12:
-        have = f"these have {size[1]}x{size[0]}: add --image-size 28"
+    if args.arch == "lenet5" and (len(size) < 3 or min(size[:2]) < 12):
+        have = f"these have {'x'.join(map(str, size[:2]))}: add --image-size 28"
         raise UserError(f"--arch lenet5 needs images of 12x12 pixels, and {have}")
     return {"mlp": mlp, "lenet5": lenet5}[args.arch](args, size, classes)
 
@@ -213,6 +213,10 @@ def run(args):
 
 
 def compare(args):
+    if args.dataset in TABLES and (args.image_size or args.augment not in (None, "none")):
+        raise UserError(f"--image-size and --augment are for images: {args.dataset} is a table")
+    if args.target and args.dataset != "csv":
+        raise UserError(f"--target is for --dataset csv: {args.dataset} knows its classes")
     hidden = [width for widths in args.hidden for width in widths]
     args = of_shape(args, hidden)
     if args.tune:
@@ -311,7 +315,7 @@ def report_tuned(args, study, layers):
     best = study.best_trial
     print(f"\nbest of {len(finished)} trials: {best.value:.2f} % on the validation split")
     chosen = {key: best.params[key] for key in ("lr", "weight_decay", "batch_size")}
-    hidden = [best.params[f"hidden{i}"] for i in range(layers)] or [512]
+    hidden = [best.params[f"hidden{i}"] for i in range(layers)]
     shape = {"hidden": hidden} if args.arch == "mlp" else {}
     others = {"seed": [0, 1, 2, 3, 4], "tune": None, "val_fraction": None, "quiet": None}
     following = common.command(args, **chosen, **shape, **others)

@@ -216,7 +216,8 @@ class Settings:
         "bn",
         "all, none, all-WORD (all but it), or words joined with +: gamma and beta of every "
         "normalisation, norm (both), bn (both, of BatchNorm), bias (every additive vector), "
-        "output, shortcut, conv, hidden, random:K (K entries of each channel)",
+        "output, shortcut, conv, hidden, input and position (of a transformer), random:K (K "
+        "entries of each channel)",
         metavar="WORDS",
     )
     gamma_init: str = of_network(
@@ -291,7 +292,8 @@ class Settings:
     momentum: float = of_recipe(0.9, "of sgd", number(float, 0, 1, below=True))
     schedule: str = of_recipe(
         "step",
-        "of the rate, epoch by epoch; step: x 0.1 after 50 %% and 75 %% of the epochs",
+        "of the rate, epoch by epoch; step: x 0.1 after 50 %% and 75 %% of the epochs, "
+        "of imagenet's after 1/3, 2/3 and 8/9",
         choices=SCHEDULES,
     )
     warmup_epochs: int | None = of_recipe(

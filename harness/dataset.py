@@ -158,14 +158,15 @@ def hold_out(images, labels, keep: int, what: str, split: str | None = None, see
 
     everything = labels["train"]
     n, classes = len(everything), len(np.unique(everything))
-    if keep == n:
+    if keep == n and not split:
         return
     try:
         kept, rest = train_test_split(
             np.arange(n), train_size=keep, stratify=everything, random_state=seed
         )
     except ValueError:  # more than there are, or too few to have each class on both sides
-        need = f"so that each of the {classes} classes is on both sides, or all {n}"
+        need = f"so that each of the {classes} classes is on both sides"
+        need += "" if split else f", or all {n}"
         raise UserError(
             f"{what} leaves {keep} of {n} training images: it must leave from {classes} to "
             f"{n - classes}, {need}"

@@ -342,7 +342,3 @@ def augmented(pixels: int, augment: str):
     if "brightness" in augment:
         transform.append(v2.ColorJitter(brightness=0.2))
     return v2.Compose(transform)
-
-
-def image_seed(seed: int, epoch: int, image: int) -> int:
-    return int(np.random.SeedSequence([seed, epoch, image]).generate_state(1, np.uint64)[0])

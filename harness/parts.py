@@ -31,10 +31,10 @@ class Origin:
 
     seed: int | None = None
     name: str = ""  # of a network of one's own; empty for those of --arch
-    read: frozenset[str] | None = None  # the settings it was made of, if build_model made it,
-    asked: dict = field(default_factory=dict)  # and what these were that the records do not have
-    frozen_for: frozenset[str] = frozenset()  # the names of what `freeze` left trainable,
-    called: str = ""  # and what that is called
+    read: frozenset[str] | None = None  # the settings that a network of one's own was made of
+    asked: dict = field(default_factory=dict)  # --arch and its like, where `name` is recorded
+    frozen_for: frozenset[str] = frozenset()  # the names of what `freeze` left trainable
+    called: str = ""  # what that is called
 
 
 def origin(model: nn.Module) -> Origin:
@@ -146,6 +146,11 @@ def names_of(model: nn.Module, train: str) -> set[str]:
                 + ("" if meanings.get("norm") else OWN_NORM)
             )
         chosen |= meanings.get(word, set())
+    if entries and origin(model).seed is None:
+        need = "make the network with common.build_model, which knows it"
+        raise UserError(f"--train {train}: random:K draws from the seed: {need}")
+    if len(set(entries)) > 1:
+        raise UserError(f"--train {train}: give one random:K, of as many entries as all")
     inner = set(inner_layers(model)) if entries else ()
     for name, module, _ in owned(model):
         if name in chosen and name.endswith(".weight") and module in inner:
@@ -155,9 +160,9 @@ def names_of(model: nn.Module, train: str) -> set[str]:
 
 
 def check_name(called: str) -> None:
-    """Raises UserError where a predicate is to be called by a word that means something else."""
-    taken = {"all", "none", *ORDER}
-    if called.removeprefix("all-") in taken:
+    """Raises UserError where a predicate is to be called by words that mean something else."""
+    given = {word.removeprefix("all-").partition(":")[0] for word in called.split("+")}
+    if given <= {"all", "none", *ORDER}:
         raise UserError(f"called={called!r} is a word of --train: give the predicate another name")
 
 
@@ -227,7 +232,8 @@ def check_recipe(model: nn.Module, optimizer, scheduler) -> None:
         raise UserError(f"{what}: give another scheduler of torch.optim.lr_scheduler")
     if scheduler and scheduler.optimizer is not optimizer:
         raise UserError("the recipe's scheduler is that of another optimizer")
-    held = {p for group in optimizer.param_groups for p in group["params"]}
+    groups = optimizer.param_groups if optimizer else []
+    held = {p for group in groups for p in group["params"]}
     for name, parameter in model.named_parameters():
         if parameter.requires_grad and parameter not in held:
             what = f"{name} is trainable, and the recipe's optimizer does not hold it"

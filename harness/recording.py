@@ -14,7 +14,7 @@ from harness.dataset import Data
 from harness.errors import Damaged, UserError, taken_apart
 from harness.files import read_checkpoint, write_table
 from harness.parts import norms, origin, trained_as
-from harness.runs import COLUMNS, OWN, Run, is_finite
+from harness.runs import ADDED, COLUMNS, OWN, Run, is_finite
 from harness.telling import open_board, show
 
 
@@ -123,7 +123,7 @@ def as_trained(model: nn.Module, args: Settings, made, asked_for: set[str]) -> S
 
 def own_measures(found: dict, args: Settings) -> dict[str, float]:
     """What a script measures by itself. Raises UserError for what cannot be columns."""
-    taken = {*COLUMNS, *OWN, *(field.name for field in dataclasses.fields(args))}
+    taken = {*COLUMNS, *OWN, *ADDED, *(field.name for field in dataclasses.fields(args))}
     if not isinstance(found, dict):
         raise UserError(f"also= returns a {type(found).__name__}: return numbers by name")
     for name, value in found.items():
@@ -137,7 +137,7 @@ def own_measures(found: dict, args: Settings) -> dict[str, float]:
 
 
 def has_shift(norm: nn.Module) -> bool:
-    """Whether a normalisation has a β (RMSNorm has none)."""
+    """Whether a normalisation has a β (PyTorch's RMSNorm has none)."""
     return getattr(norm, "bias", None) is not None
 
 

@@ -42,8 +42,9 @@ NUMBERS = (
     "val_fraction depth width seed epochs batch_size lr momentum weight_decay warmup_epochs "
     "params_total params_trained threads classes"
 ).split()
-# of one experiment
+# of some runs alone
 OWN = tuple("bn_weight c input_norm bn activation hidden target norm script data".split())
+ADDED = ("record", "hours")  # report/runs.py puts them beside these
 REQUIRED = "experiment run dataset train seed epochs epoch test_acc status".split()
 CHANGING = ("epoch", *MEASURES, *WHERE)  # from one row of a run to the next
 
@@ -57,9 +58,10 @@ def dataset_name(args: Settings) -> str:
     own = {"imagefolder": path.name or "root", "csv": path.stem}
     if args.dataset not in own:
         return printable(args.dataset)
-    name = own[args.dataset]
-    taken = flags(Settings)["dataset"].choices
-    return printable(f"{name}-folder" if name in taken else name)
+    name, kind = own[args.dataset], "csv" if args.dataset == "csv" else "folder"
+    known = flags(Settings) | flags(args)  # a script may know data sets of its own
+    taken = {*flags(Settings)["dataset"].choices, *(known["dataset"].choices or ())}
+    return printable(f"{name}-{kind}" if name in taken else name)
 
 
 def file_name(text: str, also: str = "") -> str:
@@ -413,10 +415,11 @@ def run_grid(runs: list[Settings], run) -> tuple[int, list[Outcome]]:
             run(args)
         return 0, []
     failed = make(left, len(runs), run, there)
+    outcomes = [outcome for args in runs if (outcome := there[name_run(args).run])]
+    failed += [f"{outcome.csv.stem} (diverged)" for outcome in outcomes if outcome.diverged]
     for name in failed:
         print(f"failed: {name}", file=sys.stderr)
-    outcomes = [there[name_run(args).run] for args in runs]
-    finished = [outcome for outcome in outcomes if outcome and outcome.finished]
+    finished = [outcome for outcome in outcomes if outcome.finished]
     if finished and len(finished) < len(runs):
         print(f"{len(runs) - len(finished)} of {len(runs)} runs are not in what follows")
     # what two words of --train mean may be the same run
@@ -424,8 +427,8 @@ def run_grid(runs: list[Settings], run) -> tuple[int, list[Outcome]]:
 
 
 def make(left: list[Settings], total: int, run, there: dict) -> list[str]:
-    """Makes the runs that are `left`, puts what they became in `there`, and returns those that
-    failed."""
+    """Makes the runs that are `left`, puts what they became in `there`, and returns those of which
+    nothing came."""
     from harness.progress import grid_bar
 
     failed, locked, quiet = [], [], left and left[0].quiet
@@ -435,9 +438,7 @@ def make(left: list[Settings], total: int, run, there: dict) -> list[str]:
             bar.set_description_str(told)
             try:
                 outcome = there[name] = run(args.but(quiet=True))
-                if outcome.code:
-                    failed.append(f"{name} (diverged)")
-                elif outcome.finished and not quiet:
+                if outcome.finished and not quiet:
                     # only now is the name of a network of one's own known
                     told = told_in_a_grid(args, outcome.csv.stem)
                     bar.write(f"{told}: {float(outcome.rows[-1]['test_acc']):.2f} %")

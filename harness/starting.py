@@ -12,7 +12,7 @@ from harness import processes, runs
 from harness.config import SHARED, Process, Settings, flags, parse, parser_for, resolve
 from harness.errors import NothingToShow, UserError, guarded
 from harness.parts import spelling
-from harness.runs import COLUMNS, Outcome
+from harness.runs import ADDED, COLUMNS, Outcome
 from harness.source import script_of
 
 
@@ -36,7 +36,7 @@ def check_names(settings: type[Settings]) -> None:
     settings."""
     for name in flags(settings):
         known = SHARED.get(name)
-        taken = name in (*COLUMNS, "script") or hasattr(Settings, name)
+        taken = name in (*COLUMNS, *ADDED, "script") or hasattr(Settings, name)
         if "flag" not in known.metadata if known else taken:
             raise UserError(f"no flag can be called {name}, which has another meaning")
 

@@ -23,16 +23,19 @@ import pandas as pd
 from harness.runs import counted
 from report.features import DEAD, SMALL
 from report.registry import figure
-from report.stats import Mean
+from report.runs import FULL, START
+from report.stats import ACCURACY, Mean
 from report.sweeps import (
     NORMS,
-    START,
     TRAIN,
     at_own_rate,
     beside,
+    beside_entries,
+    by_equal_choice,
     by_start,
     cells,
     differing,
+    entries,
     kind_rank,
     labelled,
     of_kinds,
@@ -49,6 +52,7 @@ from report.sweeps import (
     texts,
     told,
     usual_start,
+    with_entries,
 )
 
 LOOKS = (  # of the words in TRAIN, in that order
@@ -65,12 +69,11 @@ LOOKS = (  # of the words in TRAIN, in that order
 )
 PALETTE = [colour for colour, _, _ in LOOKS]
 LOOK = dict(zip(TRAIN, LOOKS, strict=True))
-RANDOM = ("#332288", "p", "-.")  # random:K
+RANDOM = ("#332288", "p", "-.")  # random:K; hollow where something is trained beside it
 OTHER = ("#666666", ".", "-")  # a user's
 OTHER_DASHES = ("-", "--", "-.", ":")  # of networks without a depth
 OTHER_MARKERS = ".1x2+3|4"  # several users' in turn
 PAPER_MARKERS = "os^vD<>"
-ACCURACY = "test accuracy (%)"
 WIDTH, HEIGHT = 3.4, 2.3  # inches: a column of a paper, without the legend
 STYLE = {
     "font.size": 7,
@@ -90,9 +93,12 @@ STYLE = {
 
 def look(train: str) -> dict:
     """matplotlib's colour, marker and dashes for what was trained."""
-    other = RANDOM if train.startswith("random") else OTHER
+    other = RANDOM if entries(train) else OTHER
     colour, marker, dashes = LOOK.get(train, other)
-    return {"color": colour, "marker": marker, "linestyle": dashes}
+    style = {"color": colour, "marker": marker, "linestyle": dashes}
+    if entries(train) and beside_entries(train):
+        style["markerfacecolor"] = "none"
+    return style
 
 
 def panel(title: str, xlabel: str, ylabel: str, columns: int = 1):
@@ -381,13 +387,13 @@ def accuracy_depth(runs):
 def longer_runs(runs: pd.DataFrame, drawn: pd.DataFrame) -> Iterator[tuple[str, pd.DataFrame]]:
     """Runs of the main paper's length of what is drawn by a recipe that is else the same."""
     full = usual_start(runs)
-    for train, cell in cells(full[full.epochs == 160], "train"):
+    for train, cell in cells(full[full.epochs == FULL], "train"):
         lines = drawn[(drawn.train == train) & ~of_users(drawn)]
-        if len(lines) and train != "none" and lines.epochs.max() < 160:
+        if len(lines) and train != "none" and lines.epochs.max() < FULL:
             shared = [c for c in settings_of(runs) if c not in ("epochs", "depth", "experiment")]
             same = texts(cell[shared]).eq(texts(lines[shared]).iloc[0]).all(axis=1)
             if same.any():
-                yield f"{train}, 160 epochs ({seeds(cell[same])})", cell[same]
+                yield f"{train}, {FULL} epochs ({seeds(cell[same])})", cell[same]
 
 
 @figure("exp_norms.py --dataset digits --lr 0.03 0.1 0.3 --val-fraction 0.2 --seeds 0 1 2")
@@ -399,7 +405,8 @@ def norms(runs):
     def several(sweep: pd.DataFrame) -> bool:
         return sweep.norm.nunique() > 1 and sweep.depth.nunique() > 1
 
-    chosen = main_sweep(at_own_rate(of_kinds(runs)), "norm", "lr", "depth", having=several)
+    kinds = at_own_rate(by_equal_choice(of_kinds(runs)))
+    chosen = main_sweep(kinds, "norm", "lr", "depth", having=several)
     if chosen is None:
         return None
     figure, (axis,) = panel(chosen.title, "depth (layers)", ACCURACY)
@@ -504,7 +511,7 @@ def learning_curves(runs):
         return sweep.epochs.max(), sweep.train.nunique(), sweep.depth.iloc[0], sweep.seed.nunique()
 
     narrow = resnets(usual_start(runs)).query("width == 1")
-    found = sweeps(narrow[~narrow.train.str.contains("random:")], "train")
+    found = sweeps(narrow[~with_entries(narrow)], "train")
     chosen = choose([item for item in found if len({*item[1].train} - {"none"}) > 1], size)
     if chosen is None:
         return None
@@ -678,8 +685,11 @@ def relu_active(runs):
 def random_params(runs):
     """Accuracy against the number of random entries of each channel, BatchNorm's own beside it."""
 
+    def alone(sweep: pd.DataFrame) -> pd.Series:
+        return sweep.train[with_entries(sweep) & (sweep.train.map(beside_entries) == "")]
+
     def several(sweep: pd.DataFrame) -> bool:
-        return sweep.train[sweep.train.str.fullmatch(r"random:\w+")].nunique() > 1
+        return alone(sweep).nunique() > 1
 
     chosen = main_sweep(usual_start(runs), "train", having=several)
     if chosen is None:
@@ -687,19 +697,18 @@ def random_params(runs):
     xlabel = "random entries of each channel that are trained"
     figure, (axis,) = panel(chosen.title, xlabel, ACCURACY)
     sweep = chosen.sweep
-    swept = {train for train in sweep.train if train.startswith("random:") and "+" not in train}
-    swept = sorted(swept, key=rank)
+    swept = sorted(set(alone(sweep)), key=rank)
     in_order = [sweep[sweep.train == train] for train in swept]
     means = [Mean.of(cell) for cell in in_order]
     label = f"random:K ({seeds(*in_order)})"
-    draw_line(axis, range(len(swept)), means, label, **look("random"))
+    draw_line(axis, range(len(swept)), means, label, **look("random:K"))
     bn = sweep[sweep.train == "bn"]
     if len(bn):
         label = f"bn, as many parameters as K = 2 ({seeds(bn)})"
         style = look("bn") | {"marker": ""}
         draw_line(axis, [0, len(swept) - 1], [Mean.of(bn)] * 2, label, **style)
     odds_scale(axis)
-    axis.set_xticks(range(len(swept)), [train.removeprefix("random:") for train in swept])
+    axis.set_xticks(range(len(swept)), list(map(entries, swept)))
     legend_below(axis, 1)
     return figure
 

@@ -22,7 +22,7 @@ import pandas as pd
 
 from harness.errors import Damaged, printable
 from harness.files import replacing
-from harness.runs import COLUMNS, MEASURES, NUMBERS, OWN, REQUIRED, file_name, read_rows
+from harness.runs import ADDED, COLUMNS, MEASURES, NUMBERS, OWN, REQUIRED, file_name, read_rows
 
 BESIDE = {"channels": "bn", "pruning": "prune"}  # a packed table, and a run's: RUN.bn.csv.gz
 NUMERIC = {"epoch", *NUMBERS, *MEASURES, "bn_weight", "c"}
@@ -50,6 +50,8 @@ USUAL = {  # the settings of the main paper, which a title need not say
 # What a run has where its CSV does not say; a number without a default is NaN.
 DEFAULTS = USUAL | {"augment": "none"}
 DEFAULTS |= dict.fromkeys(("arch", "precision", "device", "torch", "commit"), "")
+START = {key: USUAL[key] for key in ("gamma_init", "beta_init", "weight_init")}
+FULL = 160  # epochs of the main paper's recipe
 NATIVE = {"digits": "8x8", "mnist": "28x28", "fashion_mnist": "28x28", "cifar10": "32x32"}
 
 
@@ -227,7 +229,7 @@ def read_runs(*folders: Path) -> pd.DataFrame:
             leave_out(folder, f"{again} of its runs, which have the names of runs before")
     if not rows:
         return pd.DataFrame(columns=["dataset", "status"])
-    runs, last = pd.DataFrame(apart(rows, measured)), ["record", "hours"]
+    runs, last = pd.DataFrame(apart(rows, measured)), list(ADDED)
     last += sorted(set().union(*measured.values()))
     own = [column for column in runs if column not in (*COLUMNS, *OWN, *last)]
     runs = runs.reindex(columns=[*COLUMNS, *OWN, *own, *last])

@@ -15,6 +15,7 @@ from scipy import stats
 
 from harness.runs import counted
 
+ACCURACY = "test accuracy (%)"  # as tables and figures call it
 LEVEL = 0.95  # of intervals
 MANY = 1_000  # seeds; more are not named
 
@@ -174,9 +175,10 @@ class Claim(NamedTuple):
             math.nan if self.decides == "for" else opposing,
         )
 
-    def seeds_to_decide(self, difference: Difference) -> int | None:
-        """The least number of pairs that would decide if mean and deviation stayed as they are;
-        None of more than MANY, and where they are on the side that decides nothing."""
+    def seeds_to_decide(self, difference: Difference, cases: int = 1) -> int | None:
+        """The least number of pairs that would decide if mean and deviation stayed as they are,
+        as one of so many cases and whatever the others say; None of more than MANY, and where they
+        are on the side that decides nothing."""
         if self.margin is None:
             distance, speaks_for = abs(difference.mean), difference.mean > 0
         else:
@@ -184,7 +186,7 @@ class Claim(NamedTuple):
             speaks_for = abs(difference.mean) < self.margin
         if self.decides == ("against" if speaks_for else "for"):
             return None
-        level = self.level if speaks_for else ONE_SIDE
+        level = (self.level if speaks_for else ONE_SIDE) / cases
         for n in range(2, MANY):
             if stats.t.isf(level, n - 1) * difference.sd / math.sqrt(n) < distance:
                 return n
@@ -226,11 +228,11 @@ def judge(cases: list[tuple[Claim, Difference]]) -> list[str]:
         alone, verdict = decided(p, claim), decided(adjusted, claim)
         if not difference.can_be_judged:
             verdict = f"open ({counted(difference.pairs, 'seed')})"
-        elif alone and not verdict:
-            verdict = f"open (alone {alone}, but one of {judged} cases)"
         elif not verdict:
-            needed = claim.seeds_to_decide(difference)
-            verdict = f"open (about {needed} seeds would decide)" if needed else "open"
+            needed = claim.seeds_to_decide(difference, judged)
+            reasons = [f"alone {alone}, but one of {judged} cases"] if alone else []
+            reasons += [f"about {needed} seeds would decide"] if needed else []
+            verdict = f"open ({'; '.join(reasons)})" if reasons else "open"
         verdicts.append(verdict)
     return verdicts
 

@@ -14,7 +14,7 @@ from pathlib import Path
 import pandas as pd
 
 from harness.runs import COLUMNS, OWN, counted
-from report.runs import USUAL, native_size
+from report.runs import START, USUAL, native_size
 
 # The columns that are no settings: names, measurements, where and by which version a run was made.
 NO_SETTINGS = (
@@ -26,9 +26,9 @@ RECIPE = (
     " warmup_epochs"
 ).split()
 OF_TRIALS = "lr", "epochs", "val_fraction", "depth"  # in which a choice of rates differs from runs
-START = {"gamma_init": "uniform", "beta_init": "zeros", "weight_init": "he_normal"}
 OURS = ("bn_only", "random_params", "depth_width", "bn_init", "norms")  # they share their runs
 APART = ("bn_init", "mlp_lenet", "mlp_lenet_tune")  # experiments that have tables of their own
+RATES = (0.03, 0.1, 0.3)  # among which those of kinds of normalisation are chosen
 # In the order of tables and legends.
 TRAIN = "all all-bn bn+output bn+shortcut bn gamma beta shortcut output none".split()
 NORMS = "bn gn:4 ln in rms calibrated none".split()
@@ -95,9 +95,32 @@ def as_published(runs: pd.DataFrame) -> pd.DataFrame:
     return runs
 
 
+def without_trials(runs: pd.DataFrame) -> pd.DataFrame:
+    """Those that are no trials of `exp_mlp_lenet.py --tune`, which has them in a table of its
+    own."""
+    return runs[runs.experiment != "mlp_lenet_tune"]
+
+
+def entries(train: str) -> str:
+    """K, where random:K is among the words of what was trained; else empty."""
+    found = [word for word in train.split("+") if word.startswith("random:")]
+    return found[0].removeprefix("random:") if found else ""
+
+
+def beside_entries(train: str) -> str:
+    """The words of what was trained without random:K: of random entries alone none."""
+    return "+".join(word for word in train.split("+") if not word.startswith("random:"))
+
+
+def with_entries(runs: pd.DataFrame) -> pd.Series:
+    """Whether a run trains random entries, alone or beside something else."""
+    return runs.train.map(entries) != ""
+
+
 def random_sweep(runs: pd.DataFrame) -> pd.Series:
-    """Whether a run trains random entries, and not as many as BatchNorm has parameters."""
-    return runs.train.str.contains("random:") & (runs.train != "random:2")
+    """Those of `with_entries` that have a table and a figure of their own: all but random:2, which
+    has as many parameters as BatchNorm and stands beside it."""
+    return with_entries(runs) & (runs.train != "random:2")
 
 
 def resnets(runs: pd.DataFrame) -> pd.DataFrame:
@@ -325,6 +348,14 @@ def of_kinds(runs: pd.DataFrame) -> pd.DataFrame:
     return runs[~runs.experiment.isin(APART)].assign(train="norm")
 
 
+def by_equal_choice(kinds: pd.DataFrame) -> pd.DataFrame:
+    """`kinds` of normalisation without trials at other rates than RATES, so that none has a wider
+    choice than the others; of a kind that was tried at none of these, all."""
+    trials, usual = kinds.val_fraction > 0, kinds.lr.isin(RATES)
+    compared = (trials & usual).groupby(methods(kinds)).transform("any")
+    return kinds[~trials | usual | ~compared]
+
+
 def davis_frank_sweeps(runs: pd.DataFrame) -> Iterator[tuple]:
     """Of each recipe that Davis & Frank's method was run with: its title, its runs, the baseline
     (γ = 1 and c = 1) of each normalisation of the input, and the other settings of γ's start, c and
@@ -366,7 +397,7 @@ def rank(train: str) -> tuple:
     """The order of what is trained in tables and legends: the usual words, a user's, random:K by
     K."""
     position = TRAIN.index(train) if train in TRAIN else len(TRAIN)
-    k = train.partition("random:")[2].partition("+")[0]
+    k = entries(train)
     if not k:
         return position, 0, train
     return position, int(k) if k.isdecimal() else math.inf, train
@@ -386,7 +417,8 @@ def published_beside(run) -> pd.DataFrame:
 
 def published(dataset: str, measure: str = "test_acc") -> pd.DataFrame:
     """The papers' figures on `dataset`, or on the data set of which it is a variant, as
-    cifar10-jpeg is of cifar10. `measure`: test_acc, in percent, or params, a number."""
+    cifar10-jpeg is of cifar10. `measure`: test_acc or small_gammas, in percent, or params, a
+    number."""
     table = all_published()
     names = {name for name in table.dataset if dataset == name or dataset.startswith(f"{name}-")}
     return table[(table.measure == measure) & table.dataset.isin(names)]

@@ -25,6 +25,7 @@ from report.features import (
 )
 from report.registry import table
 from report.stats import (
+    ACCURACY,
     Difference,
     Mean,
     last_accuracy,
@@ -39,6 +40,7 @@ from report.sweeps import (
     as_published,
     at_own_rate,
     beside,
+    beside_entries,
     by_own_flags,
     by_place,
     by_start,
@@ -58,9 +60,9 @@ from report.sweeps import (
     sweeps,
     times_width,
     usual_start,
+    with_entries,
+    without_trials,
 )
-
-ACCURACY = "test accuracy (%)"
 
 
 class Table(NamedTuple):
@@ -219,15 +221,11 @@ def random_params(runs):
     """BatchNorm's γ and β against K randomly chosen parameters of each channel; K = 2 is as
     many. Where something else is trained with these it is with γ and β, too."""
     for title, sweep in sweeps(usual_start(runs), "train"):
-        swept = sweep[sweep.train.str.contains("random:")]
-        for also, cell in swept.groupby(swept.train.map(without_random_entries)):
+        swept = sweep[with_entries(sweep)]
+        for also, cell in swept.groupby(swept.train.map(beside_entries)):
             name = also if "bn" in also.split("+") else f"bn+{also}".removesuffix("+")
             with_it = f"{title}, with {also}" if also else title
             yield against_random(with_it, name, sweep[sweep.train == name], cell)
-
-
-def without_random_entries(train: str) -> str:
-    return "+".join(word for word in train.split("+") if not word.startswith("random:"))
 
 
 def against_random(title: str, name: str, bn: pd.DataFrame, swept: pd.DataFrame) -> Table:
@@ -444,7 +442,7 @@ def davis_frank_row(setting: tuple, cell: pd.DataFrame) -> dict:
 def mlp_lenet(runs):
     """MLPs and LeNet-5, with BatchNorm before and after the activation, and ResNets of which both
     were run."""
-    untuned = runs[runs.bn.notna() & (runs.experiment != "mlp_lenet_tune")]
+    untuned = without_trials(runs[runs.bn.notna()])
     found = list(sweeps(untuned[untuned.arch != "resnet"], "train", "bn"))
     placed = by_place(runs)
     both = placed[placed.train.isin(set(placed.train[placed.bn == "after"]))]

@@ -226,3 +226,9 @@ def test_davis_frank_on_imagenet():
     words = [*network.split(), *images.split(), "--epochs", "1", "--batch-size", "4", "--quiet"]
     assert exp_bn_init.main(words) == 0
     assert len(list(Path("results").rglob("*[0-9a-f].csv"))) == 2
+
+
+def test_each_image_has_a_stream_of_its_own():
+    streams = [common.stream_seed(3, stream, 7) for stream in common.STREAMS if stream != "images"]
+    images = [common.stream_seed(3, "images", 7, image) for image in range(100)]
+    assert len({*streams, *images}) == len(streams) + len(images)

@@ -1,5 +1,6 @@
 """What a copied script can get wrong costs one line, and nothing that was made before."""
 
+import re
 from pathlib import Path
 
 import numpy as np
@@ -10,7 +11,7 @@ from torch import nn
 import common
 from harness.config import parser_for
 from harness.errors import UserError
-from tests.helpers import Forked, arguments, forked, rows
+from tests.helpers import HERE, Forked, arguments, forked, rows
 from tests.test_copies import CNN, OWN_RUN, PLAIN, SMALL, made, script
 
 QUICK = [*SMALL, "--epochs", 1]
@@ -214,3 +215,109 @@ def test_help_shows_no_empty_default():
         pass
 
     assert "(default )" not in parser_for(Settings, "").format_help()
+
+
+# ------------------------------------------------------------- what would make an untrue record
+
+
+@pytest.fixture
+def network():
+    args = arguments("--depth", 8)
+    return common.build_model(args, common.load_data(args))
+
+
+def test_one_number_of_random_entries_is_given(network):
+    with pytest.raises(UserError, match="one random:K"):
+        common.freeze(network, "random:2+random:4")
+
+
+def test_random_entries_are_those_of_a_seed():
+    with pytest.raises(UserError, match="draws from the seed"):
+        common.freeze(nn.Sequential(nn.Conv2d(1, 4, 3), nn.Flatten(), nn.Linear(9, 2)), "random:2")
+
+
+@pytest.mark.parametrize("called", ["bn+output", "random:2", "all-conv+bn", "none"])
+def test_a_predicate_is_not_called_by_words_that_mean_something_else(network, called):
+    with pytest.raises(UserError, match="another name"):
+        common.freeze(network, lambda name, module, p: name == "conv.weight", called=called)
+    common.freeze(network, lambda name, module, p: name == "conv.weight", called="bn of stage 1")
+
+
+def test_a_recipe_without_an_optimizer_trains_nothing():
+    args = arguments("--depth", 8, "--epochs", 1)
+    data = common.load_data(args)
+    model = common.build_model(args, data)
+    common.freeze(model, "bn")
+    with pytest.raises(UserError, match="does not hold it"):
+        common.fit(model, data, args, lambda model, args: common.Recipe())
+    assert not Path("results").exists()
+
+
+def test_a_networks_own_mistake_at_a_batch_of_one_is_not_batchnorms():
+    class Mistaken(nn.Module):
+        def forward(self, x):
+            raise ValueError("my own mistake")
+
+    with pytest.raises(ValueError, match="my own mistake"):
+        common.forward(Mistaken(), torch.zeros(1, 1, 8, 8), arguments())
+
+
+def test_a_grid_whose_run_diverged_says_so_each_time():
+    once = [*QUICK, "--depths", 8, "--widths", 1, "--lr", 1e30, "--quiet"]
+    for _ in range(2):
+        process = Forked(HERE / "exp_depth_width.py", *once)
+        assert process.wait() == 1
+        assert re.search(r"failed: resnet8-w1-digits-bn-s0-\w{6} \(diverged\)", process.err)
+
+
+def test_a_table_of_ones_own_is_not_called_as_one_of_scikit_learns(tmp_path):
+    import sklearn.datasets
+
+    wine = sklearn.datasets.load_wine(as_frame=True).frame
+    wine.to_csv("wine.csv", index=False)
+    wine.to_csv("digits.csv", index=False)
+    for data in (["wine"], ["csv", "--data", "wine.csv"], ["csv", "--data", "digits.csv"]):
+        forked(HERE / "exp_mlp_lenet.py", "--hidden", 8, "--epochs", 1, "--dataset", *data)
+    found = {rows(path)[0]["dataset"] for path in Path("results/mlp_lenet").glob("*[0-9a-f].csv")}
+    assert found == {"wine", "wine-csv", "digits-csv"}
+
+
+@pytest.mark.parametrize(
+    "words, says",
+    [
+        ("--dataset wine --arch lenet5", "--arch lenet5 needs images"),
+        ("--dataset wine --augment flip", "wine is a table"),
+        ("--dataset wine --image-size 16", "wine is a table"),
+        ("--dataset digits --target class", "--target is for --dataset csv"),
+    ],
+)
+def test_what_is_of_images_is_refused_for_tables(words, says):
+    process = Forked(HERE / "exp_mlp_lenet.py", *words.split(), "--epochs", 1, "--quiet")
+    assert process.wait() == 2
+    assert says in process.err and process.err.count("\n") == 1
+
+
+def test_a_validation_split_of_no_image_is_refused():
+    with pytest.raises(UserError, match="--val-fraction 0.0001 leaves 150 of 150"):
+        common.load_data(arguments("--val-fraction", 0.0001))
+
+
+@pytest.mark.parametrize("name", ["hours", "record"])
+def test_names_that_plots_gives_are_taken(name):
+    args = arguments("--depth", 8, "--epochs", 1)
+    data = common.load_data(args)
+    model = common.build_model(args, data)
+    common.freeze(model, "bn")
+    with pytest.raises(UserError, match=f"'{name}', which is no name of a new column"):
+        common.fit(model, data, args, also=lambda model: {name: 1.0})
+    own = (
+        f"@dataclass\nclass Settings(common.Settings):\n    {name}: float = common.flag(1.0, '')\n"
+    )
+    script("taken", own + PLAIN)
+    assert f"no flag can be called {name}" in refused("taken")
+
+
+def test_grid_and_match_each_say_what_is_compared():
+    process = Forked(HERE / "exp_depth_width.py", *QUICK, "--grid", "--match-bn-params", "--quiet")
+    assert process.wait() == 2
+    assert "give one of them" in process.err

@@ -84,6 +84,46 @@ def test_random_entries_are_compared_with_what_is_trained_beside_them():
     assert "None of these overtakes bn+output." in output
 
 
+def test_what_a_claim_says_beside_is_judged_apart_and_counted_with_it():
+    """Claim 10 holds, its control does not; either is one of two cases."""
+    for seed, noise in enumerate((-1, 0, 1)):
+        pretend(seed, 60, train="bn", params_trained=1120)
+        pretend(seed, 70 + noise, train="bn+shortcut", params_trained=3680)
+        pretend(seed, 80, train="bn+random:4", params_trained=3360)
+        pretend(seed, 70 + 3 * noise, train="bn+random:5", params_trained=3920)
+    assert plots.main(["--only", "verdicts", "--out", "out", "--format", "csv"]) == 0
+    table = pd.read_csv("out/tables/verdicts.csv").set_index("claim").verdict
+    control = "10b. the shortcuts hold back more than about as many random entries do"
+    assert table["10. the shortcuts hold something back"] == "confirmed"
+    assert table[control] == "contradicted in 1, open in 1 of 2 cases"
+    found = verdicts()
+    assert found["bn+shortcut − bn+random:5, depth 14"] == "open"
+
+
+def test_trials_of_a_search_are_no_runs_that_speak():
+    for seed in range(3):
+        for place, accuracy in (("before", 60), ("after", 50 + seed)):
+            mlp = {"arch": "mlp", "hidden": "77", "bn": place, "train": "bn"}
+            pretend(seed, accuracy, "mlp_lenet_tune", val_fraction=0.2, **mlp)
+    pretend(0, 10, train="none")
+    assert set(verdicts()) == {"none − chance, depth 14"}
+
+
+def test_kinds_of_normalisation_have_an_equal_choice_of_rates():
+    """BatchNorm's best of three is 0.1; that it was tried at 3, too, gives it no other."""
+    for seed in range(3):
+        for kind, rates in ((None, (0.03, 0.1, 0.3, 3)), ("none", (0.03, 0.1, 0.3))):
+            for lr in rates:
+                known = {"train": "norm" if kind else "bn", "norm": kind, "lr": lr}
+                best = 50 + (lr == 0.1) + 5 * (lr == 3)
+                pretend(seed, 0, "norms", val_fraction=0.2, val_acc=best, **known)
+                pretend(seed, 60 + 20 * (lr == 3) + 0.1 * seed, "norms", **known)
+    assert plots.main(["--only", "claims", "--out", "out", "--format", "csv"]) == 0
+    table = pd.read_csv("out/tables/claims.csv").set_index("case")
+    assert table.loc["bn − none, depth 14", "ours: mean"] == pytest.approx(0)
+    assert table.loc["bn − none, depth 14", "recipe"].endswith("rates 0.1, 0.1")
+
+
 def test_what_a_user_runs_says_nothing_about_the_claims():
     for seed in range(5):
         for place, accuracy in (("before", 60), ("after", 50 + seed)):
