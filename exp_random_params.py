@@ -53,8 +53,7 @@ def run(args):
 def sweep(args):
     also = "".join(f"+{part}" for part in args.also)
     entries = sorted(args.per_channel, key=lambda k: math.inf if k == "all" else int(k))
-    bn = "+".join(["bn", *(part for part in args.also if part != "bn")])  # with the same beside it
-    trains = [bn, *(f"random:{k}{also}" for k in entries)]
+    trains = [f"bn{also}", *(f"random:{k}{also}" for k in entries)]  # the same beside each
     depths, widths, seeds = (args.varied[name] for name in ("depth", "width", "seed"))
     runs = common.grid(args, depth=depths, width=widths, train=trains, seed=seeds)
     code, outcomes = common.run_grid(runs, run)

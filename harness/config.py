@@ -483,12 +483,12 @@ def parse(
                 f"{word}: this script makes one run and takes {flag_name}; lists are for grids"
             )
     given = vars(parser.parse_args(words))
-    said = dict(given)
     varied = {}
     for name, default in settings.lists.items():
-        values = given.pop(name, default)
+        values = given.get(name, default)
         varied[name] = [value for i, value in enumerate(values) if value not in values[:i]]
-    return settings(**given, varied=varied, given=said, process=process)
+    single = {name: value for name, value in given.items() if name not in settings.lists}
+    return settings(**single, varied=varied, given=given, process=process)
 
 
 def command(settings: Settings, **others) -> str:

@@ -26,10 +26,10 @@ def norms(model: nn.Module) -> dict[str, nn.Module]:
 
 @dataclass
 class Origin:
-    """What is known of a network that build_model made: `freeze` draws random entries from its
-    seed, `fit` records its name and what of it is trained."""
+    """What is known of a network: `freeze` draws random entries from its seed, `fit` records its
+    name and what of it is trained."""
 
-    seed: int | None = None
+    seed: int
     name: str = ""  # of a network of one's own; empty for those of --arch
     read: frozenset[str] | None = None  # the settings that a network of one's own was made of
     asked: dict = field(default_factory=dict)  # --arch and its like, where `name` is recorded
@@ -40,8 +40,8 @@ class Origin:
 def origin(model: nn.Module) -> Origin:
     """That of a network, or of the network inside it."""
     found = [module._origin for module in model.modules() if hasattr(module, "_origin")]
-    if not found:  # of a network that a script has built by itself
-        found = [Origin(name=type(model).__name__.lower())]
+    if not found:  # of a network that a script has built by itself, PyTorch's seed being the run's
+        found = [Origin(torch.initial_seed(), type(model).__name__.lower())]
         model._origin = found[0]
     return found[0]
 
@@ -146,9 +146,6 @@ def names_of(model: nn.Module, train: str) -> set[str]:
                 + ("" if meanings.get("norm") else OWN_NORM)
             )
         chosen |= meanings.get(word, set())
-    if entries and origin(model).seed is None:
-        need = "make the network with common.build_model, which knows it"
-        raise UserError(f"--train {train}: random:K draws from the seed: {need}")
     if len(set(entries)) > 1:
         raise UserError(f"--train {train}: give one random:K, of as many entries as all")
     inner = set(inner_layers(model)) if entries else ()

@@ -96,9 +96,7 @@ def script_of(function) -> Path:
         function = function.func
     while hasattr(function, "__wrapped__"):
         function = function.__wrapped__
-    return Path(getattr(function, "__code__", main_code()).co_filename)
-
-
-def main_code():
-    """For an object that can be called and is no function: where the process began."""
-    return compile("", getattr(sys.modules["__main__"], "__file__", "notebook"), "exec")
+    if hasattr(function, "__code__"):
+        return Path(function.__code__.co_filename)
+    # an object that can be called and is no function: where the process began
+    return Path(getattr(sys.modules["__main__"], "__file__", "notebook"))

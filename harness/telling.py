@@ -75,10 +75,7 @@ def show(board, epoch: int, measured: dict[str, float], gammas: list[torch.Tenso
     """Losses, accuracies and γ's histogram."""
     for key, value in measured.items():
         board.add_scalar(key, value, epoch)
-    values = torch.cat([gamma.detach().float().reshape(-1).cpu() for gamma in gammas] or [EMPTY])
-    if len(values) and values.abs().max() < 1e20:  # TensorBoard's histograms end there
-        board.add_histogram("gamma", values, epoch)
+    values = [gamma.detach().float().reshape(-1).cpu() for gamma in gammas]
+    if values and torch.cat(values).abs().max() < 1e20:  # TensorBoard's histograms end there
+        board.add_histogram("gamma", torch.cat(values), epoch)
     board.flush()
-
-
-EMPTY = torch.empty(0)

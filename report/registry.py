@@ -11,7 +11,7 @@ class Entry(NamedTuple):
     """How one table or figure is made.
 
     make: the function; its docstring is the table's caption.
-    command: makes runs that it needs.
+    command: makes some of the runs that it needs, if not always all.
     source: what `make` reads: `distinct` runs, each once whichever script made it; those and what
         has `diverged`, too; `all` runs; or the measurements of `bench`.
     sizes: whether a figure has all sizes of a data set's images, instead of one."""

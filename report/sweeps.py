@@ -138,27 +138,11 @@ def sweeps(runs: pd.DataFrame, *varied: str) -> Iterator[tuple[str, pd.DataFrame
     if runs.empty:
         return
     shared = [column for column in settings_of(runs) if column not in varied]
-    trained, untrained = runs, runs[:0]
-    if "train" in varied:
-        trained, untrained = runs[runs.train != "none"], runs[runs.train == "none"]
-    # of a network that was left untrained for several numbers of epochs, once for each seed
-    network = [column for column in settings_of(runs) if column not in RECIPE]
-    untrained = untrained.sort_values("epochs", kind="stable")
-    untrained = untrained.drop_duplicates([*network, "seed"], keep="last")
-    start = [column for column in shared if column not in RECIPE]
+    of_train = "train" in varied
+    trained = runs[runs.train != "none"] if of_train else runs
     found = [sweep for _, sweep in trained.groupby(shared, dropna=False)]
-    kinds = [tuple(texts(sweep.iloc[0][start])) for sweep in found]
-    alike = {
-        tuple(texts(cell.iloc[0][start])): cell
-        for _, cell in untrained.groupby(start, dropna=False)
-    }
-    largest: dict[tuple, int] = {}
-    for kind, sweep in zip(kinds, found, strict=True):
-        largest[kind] = max(largest.get(kind, 0), len(sweep))
-    for i, (kind, sweep) in enumerate(zip(kinds, found, strict=True)):
-        if kind in alike and len(sweep) == largest[kind]:
-            found[i] = pd.concat([sweep, alike[kind]])
-    found += [cell for kind, cell in alike.items() if kind not in largest]
+    if of_train:
+        found = with_untrained(found, runs[runs.train == "none"], shared)
     titles = [title(sweep, varied) for sweep in found]
     twins: dict[str, list[pd.Series]] = {}
     for about, sweep in zip(titles, found, strict=True):
@@ -168,6 +152,27 @@ def sweeps(runs: pd.DataFrame, *varied: str) -> Iterator[tuple[str, pd.DataFrame
         differ = [column for column in shared if len(values[column]) > 1 and column != "train"]
         own = [f"{column} {sweep.iloc[0][column]}" for column in differ]
         yield ", ".join([about, *own]), sweep
+
+
+def with_untrained(
+    found: list[pd.DataFrame], untrained: pd.DataFrame, shared: list[str]
+) -> list[pd.DataFrame]:
+    """The sweeps `found`, beside the largest of each network those that were left `untrained`, or
+    these for themselves; once for each seed, whatever the number of epochs."""
+    network = [column for column in settings_of(untrained) if column not in RECIPE]
+    untrained = untrained.sort_values("epochs", kind="stable")
+    untrained = untrained.drop_duplicates([*network, "seed"], keep="last")
+    start = [column for column in shared if column not in RECIPE]
+    for _, cell in untrained.groupby(start, dropna=False):
+        of_network = texts(cell.iloc[0][start])
+        alike = [texts(sweep.iloc[0][start]).equals(of_network) for sweep in found]
+        sizes = [len(sweep) for sweep, same in zip(found, alike, strict=True) if same]
+        if not sizes:
+            found = [*found, cell]
+            continue
+        joined = [same and len(s) == max(sizes) for s, same in zip(found, alike, strict=True)]
+        found = [pd.concat([s, cell]) if j else s for s, j in zip(found, joined, strict=True)]
+    return found
 
 
 def shared_settings(sweep: pd.DataFrame, *varied: str) -> tuple[str, ...]:

@@ -231,11 +231,6 @@ def test_one_number_of_random_entries_is_given(network):
         common.freeze(network, "random:2+random:4")
 
 
-def test_random_entries_are_those_of_a_seed():
-    with pytest.raises(UserError, match="draws from the seed"):
-        common.freeze(nn.Sequential(nn.Conv2d(1, 4, 3), nn.Flatten(), nn.Linear(9, 2)), "random:2")
-
-
 @pytest.mark.parametrize("called", ["bn+output", "random:2", "all-conv+bn", "none"])
 def test_a_predicate_is_not_called_by_words_that_mean_something_else(network, called):
     with pytest.raises(UserError, match="another name"):

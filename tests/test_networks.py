@@ -107,10 +107,21 @@ def test_other_networks_train(words):
 @pytest.mark.parametrize("depth", BATCHNORM)
 def test_two_random_entries_per_channel_are_as_many_as_batchnorm_has(depth):
     model = common.ResNet(depth, 1, 3, 10)
-    model.seed = 0
     total = common.count_parameters(model)[1]
     common.freeze(model, "random:2")
     assert common.count_parameters(model) == (BATCHNORM[depth], total)
+
+
+def test_random_entries_of_a_network_made_by_hand_are_of_the_seed_that_its_script_is_given():
+    """What a run begins with (harness/starting.py), so that no two seeds share them."""
+    chosen = {}
+    for seed in (0, 1, 0):
+        torch.manual_seed(seed)
+        model = common.ResNet(8, 1, 1, 10)
+        common.freeze(model, "random:2")
+        index = next(m.index for m in model.modules() if isinstance(m, entries.RandomEntries))
+        assert chosen.setdefault(seed, index).equal(index)
+    assert not chosen[0].equal(chosen[1])
 
 
 def test_random_entries_move_and_all_others_stay():
@@ -149,7 +160,6 @@ def test_random_entries_are_put_in_place_without_a_scatter():
             return function(*args, **kwargs or {})
 
     called, model = [], common.ResNet(8, 1, 1, 10)
-    model.seed = 0
     common.freeze(model, "random:2")
     with Names():
         model(torch.randn(2, 1, 8, 8)).sum().backward()
