@@ -109,7 +109,8 @@ class Settings(common.Settings):
 
 
 def mlp(args, size, classes):
-    """Hidden layers without a bias of their own, each with BatchNorm, whose β is one, and ReLU."""
+    """Hidden layers without a bias of their own, as exp_mlp_lenet.py's have one, each with
+    BatchNorm, whose β is one, and ReLU."""
     widths, layers = [math.prod(size), *args.hidden], [nn.Flatten()]
     for inputs, outputs in itertools.pairwise(widths):
         layers += [nn.Linear(inputs, outputs, bias=False), nn.BatchNorm1d(outputs), nn.ReLU()]
