@@ -55,8 +55,7 @@ from harness.starting import grid, main, main_of, resolved, run_grid  # noqa: F4
 # Independent streams derive from one seed, all drawn on the CPU: seed 3 gives the same frozen
 # features whichever parameters are trained and whatever the device, so that comparisons are paired.
 
-# A new one comes last.
-STREAMS = ("weights", "batchnorm", "order", "random_params", "noise", "images")
+STREAMS = ("weights", "batchnorm", "order", "random_params", "noise", "images")  # new ones last
 
 
 def generator(seed: int, stream: str, epoch: int = 0) -> torch.Generator:
@@ -403,11 +402,11 @@ def rate(args: Settings) -> Callable[[int], float]:
     }[args.schedule]
 
 
-def warm_up(groups: list[dict], rates: list[float], args, epoch: int, step: int, steps: int):
+def warm_up(optimizer, rates: list[float], args, epoch: int, step: int, steps: int) -> None:
     """Sets the learning rate of the next of an epoch's `steps`: over the first --warmup-epochs it
     rises from 0, step by step, to the `rates` of the schedule (as in open_lth)."""
     done = ((epoch - 1) * steps + step) / (args.warmup_epochs * steps)
-    for group, full in zip(groups, rates, strict=True):
+    for group, full in zip(optimizer.param_groups, rates, strict=True):
         group["lr"] = full * min(1, done)
 
 
@@ -416,17 +415,18 @@ def train_epoch(model, data, optimizer, args, epoch: int, sizes: list[int], prog
     are trained on, and stay on the device until the end."""
     model.train()
     totals = torch.zeros(3, device=args.device)
-    warming = optimizer.param_groups if optimizer and epoch <= args.warmup_epochs else []
-    rates = [float(group["lr"]) for group in warming]
+    warming = optimizer is not None and epoch <= args.warmup_epochs
+    rates = [float(group["lr"]) for group in optimizer.param_groups] if warming else []
     batches = data.training_batches(args.seed, epoch, args.batch_size, args.augment)
     for i, (size, (x, y)) in enumerate(zip(sizes, batches)):  # noqa: B905, bench.py makes fewer
         if warming:
-            warm_up(warming, rates, args, epoch, i, len(sizes))
+            warm_up(optimizer, rates, args, epoch, i, len(sizes))
         weight = processes.processes() * len(y) / size  # 1, but for shares that differ by an image
         totals += step(model, x, y, optimizer, args, weight)
         progress.update()
-    for group, full in zip(warming, rates, strict=True):
-        group["lr"] = full  # as the scheduler left it
+    if warming:
+        for group, full in zip(optimizer.param_groups, rates, strict=True):
+            group["lr"] = full  # as the scheduler left it
     return means(processes.total(totals), len(data.labels["train"]))
 
 

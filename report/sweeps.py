@@ -355,10 +355,10 @@ def of_kinds(runs: pd.DataFrame) -> pd.DataFrame:
 
 def by_equal_choice(kinds: pd.DataFrame) -> pd.DataFrame:
     """`kinds` of normalisation without trials at other rates than RATES, so that none has a wider
-    choice than the others; of a kind that was tried at none of these, all."""
+    choice than the others; of a kind that was not tried at several of these, all."""
     trials, usual = kinds.val_fraction > 0, kinds.lr.isin(RATES)
-    compared = (trials & usual).groupby(methods(kinds)).transform("any")
-    return kinds[~trials | usual | ~compared]
+    tried = kinds.lr.where(trials & usual).groupby(methods(kinds)).transform("nunique")
+    return kinds[~trials | usual | (tried < 2)]
 
 
 def davis_frank_sweeps(runs: pd.DataFrame) -> Iterator[tuple]:
