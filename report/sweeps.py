@@ -159,20 +159,22 @@ def with_untrained(
 ) -> list[pd.DataFrame]:
     """The sweeps `found`, beside the largest of each network those that were left `untrained`, or
     these for themselves; once for each seed, whatever the number of epochs."""
-    network = [column for column in settings_of(untrained) if column not in RECIPE]
+    settings = [column for column in settings_of(untrained) if column not in RECIPE]
     untrained = untrained.sort_values("epochs", kind="stable")
-    untrained = untrained.drop_duplicates([*network, "seed"], keep="last")
+    untrained = untrained.drop_duplicates([*settings, "seed"], keep="last")
     start = [column for column in shared if column not in RECIPE]
+    networks = [tuple(texts(sweep.iloc[0][start])) for sweep in found]
+    joined = list(found)
     for _, cell in untrained.groupby(start, dropna=False):
-        of_network = texts(cell.iloc[0][start])
-        alike = [texts(sweep.iloc[0][start]).equals(of_network) for sweep in found]
-        sizes = [len(sweep) for sweep, same in zip(found, alike, strict=True) if same]
-        if not sizes:
-            found = [*found, cell]
-            continue
-        joined = [same and len(s) == max(sizes) for s, same in zip(found, alike, strict=True)]
-        found = [pd.concat([s, cell]) if j else s for s, j in zip(found, joined, strict=True)]
-    return found
+        network = tuple(texts(cell.iloc[0][start]))
+        alike = [i for i, other in enumerate(networks) if other == network]
+        largest = max((len(found[i]) for i in alike), default=0)
+        for i in alike:
+            if len(found[i]) == largest:
+                joined[i] = pd.concat([found[i], cell])
+        if not alike:
+            joined.append(cell)
+    return joined
 
 
 def shared_settings(sweep: pd.DataFrame, *varied: str) -> tuple[str, ...]:
