@@ -452,8 +452,8 @@ def eager_parts(args: Settings, threads: int) -> tuple[str, ...]:
     """The parts of our loop here, without those of --graph and --compile."""
     bf16, cpu = args.precision == "bf16", args.device.type == "cpu"
     there = {"bf16": bf16, "frozen weights cast once": bf16, "memory kept": cpu}
-    large = 3 * args.image_size**2 > fast.SMALL  # as common.arithmetic has it
-    there["oneDNN's layout"] = large and onednn.here(args, threads)
+    small = fast.are_small((args.image_size, args.image_size, 3))
+    there["oneDNN's layout"] = onednn.here(args, threads) and not small  # as in common.arithmetic
     return tuple(part for part in EAGER if there.get(part, True))
 
 

@@ -474,9 +474,8 @@ def arithmetic(model: nn.Module, args: Settings, size: tuple[int, ...]):
     on one thread of a CPU in oneDNN's layout, which gains little where images are small; else with
     frozen weights cast once."""
     dtype = torch.bfloat16 if args.precision == "bf16" else torch.float32
-    large = math.prod(size) > speed.SMALL
     here = onednn.here(args, torch.get_num_threads())
-    if large and here and onednn.suits(model, ResNet, Block):
+    if here and not speed.are_small(size) and onednn.suits(model, ResNet, Block):
         return onednn.layout(model, dtype)
     return frozen_in(dtype, model)
 

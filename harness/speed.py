@@ -23,9 +23,15 @@ ALL_THREADS = torch.get_num_threads()
 SMALL = 8 * 8 * 3  # values of an image, up to which several threads are not worth a busy machine
 
 
+def are_small(size: tuple[int, ...]) -> bool:
+    """Whether images of this `size`, height, width and channels, are as small as those of digits
+    may be."""
+    return math.prod(size) <= SMALL
+
+
 def threads_for(size: tuple[int, ...]) -> int:
     """Of a run on a CPU whose images have this `size`: one where they are small, else PyTorch's."""
-    return 1 if math.prod(size) <= SMALL else ALL_THREADS
+    return 1 if are_small(size) else ALL_THREADS
 
 
 def prepare(device: torch.device, size: tuple[int, ...] = ()) -> None:
