@@ -14,8 +14,9 @@ from report.features import change_by_pruning, distance, share_of_dead, share_of
 from report.registry import table
 from report.runs import FULL, USUAL
 from report.stats import (
-    Claim,
+    Hypothesis,
     Difference,
+    Verdict,
     by_seed,
     differences,
     judge,
@@ -75,8 +76,8 @@ CLAIMS = {
 }
 AT_THE_END = ("4", "4b", "5", "13", "13b")  # claims about what training ends at
 SEEDS = {"6": 10, "8": 10}  # asked for, since five had left them open here; five for the others
-ABOVE, ABOVE_ONE_SIDED = Claim(), Claim(level=0.05)
-NEGLIGIBLE, AS_GOOD, CLOSE = Claim(0.5), Claim(2), Claim(5)  # points
+ABOVE, ABOVE_ONE_SIDED = Hypothesis(), Hypothesis(level=0.05)
+NEGLIGIBLE, AS_GOOD, CLOSE = Hypothesis(0.5), Hypothesis(2), Hypothesis(5)  # points
 
 
 class Finding(NamedTuple):
@@ -89,7 +90,7 @@ class Finding(NamedTuple):
     claim: str
     case: str
     figure: Difference
-    test: Claim = ABOVE
+    hypothesis: Hypothesis = ABOVE
     in_full: bool = False
     remark: str = ""
     title: str = ""
@@ -120,7 +121,7 @@ def claims(runs):
     shown, too. Five seeds are asked for, ten for claims 6 and 8. So many seeds would decide at this
     mean and this deviation, whatever the other cases say."""
     for dataset, of_dataset in runs[~of_users(runs)].groupby("dataset"):
-        by_claim = dict(judged(of_dataset))
+        by_claim = dict(cases_by_claim(of_dataset))
         rows, sentences = [], []
         for claim, cases in by_claim.items():
             if len(cases) > 1:
@@ -130,7 +131,7 @@ def claims(runs):
                 if claim in AT_THE_END and longest.epochs > case.speaks.epochs:
                     seeds = counted(longest.figure.pairs, "seed")
                     rows.append(row_of(longest, f"too few to be judged ({seeds})", dataset))
-                rows.append(row_of(case.speaks, case.verdict, dataset))
+                rows.append(row_of(case.speaks, str(case.verdict), dataset))
         missing = [claim for claim in CLAIMS if claim not in by_claim]
         if missing:
             sentences.append(f"Not run on {dataset}: the claims {', '.join(missing)}.")
@@ -144,7 +145,7 @@ def verdicts(runs):
     by one, with their numbers; nothing where it has not been run."""
     rows = []
     for dataset, of_dataset in runs[~of_users(runs)].groupby("dataset"):
-        for claim, cases in judged(of_dataset):
+        for claim, cases in cases_by_claim(of_dataset):
             verdict = summary([case.verdict for case in cases])
             rows.append({"claim": numbered(claim), "data set": dataset, "verdict": verdict})
     in_order = list(map(numbered, CLAIMS))
@@ -159,10 +160,10 @@ class Case(NamedTuple):
 
     found: list[Finding]
     speaks: Finding
-    verdict: str
+    verdict: Verdict
 
 
-def judged(runs: pd.DataFrame) -> Iterator[tuple[str, list[Case]]]:
+def cases_by_claim(runs: pd.DataFrame) -> Iterator[tuple[str, list[Case]]]:
     """Each claim that runs of one data set speak of, in order, with its cases. Those of its second
     part are corrected together with them."""
     by_number: dict[int, dict[tuple[str, str], list[Finding]]] = {}
@@ -193,27 +194,21 @@ def row_of(finding: Finding, verdict: str, dataset: str) -> dict:
     }
 
 
-def verdicts_on(found: list[Finding]) -> list[str]:
+def verdicts_on(found: list[Finding]) -> list[Verdict]:
     """On the cases of one claim, of which only those that can be judged are counted."""
-    short = [finding.in_full and finding.epochs < FULL for finding in found]
-    cases = [
-        (finding.test, finding.figure)
-        for finding, too_short in zip(found, short, strict=True)
-        if not too_short
-    ]
-    judged, shown = iter(judge(cases)), []
-    for finding, too_short in zip(found, short, strict=True):
-        verdict = f"open (not at {FULL} epochs)" if too_short else next(judged)
+    long_enough = [not finding.in_full or finding.epochs >= FULL for finding in found]
+    given = iter(judge([(f.hypothesis, f.figure) for f in itertools.compress(found, long_enough)]))
+    verdicts = []
+    for finding, enough in zip(found, long_enough, strict=True):
+        verdict = next(given) if enough else Verdict("open", (f"not at {FULL} epochs",))
         remarks = [finding.remark] if finding.remark else []
         asked = SEEDS.get(finding.claim, 5)
         if finding.figure.pairs > asked:
             remarks.append(f"{asked} seeds are asked for, the others came later")
         elif asked > 5 and finding.figure.pairs == asked:
             remarks.append(f"{asked} seeds are asked for since five had been seen")
-        word, _, why = verdict.removesuffix(")").partition(" (")
-        reasons = "; ".join(filter(None, [why, *remarks]))
-        shown.append(f"{word} ({reasons})" if reasons else word)
-    return shown
+        verdicts.append(verdict.with_reasons(*remarks))
+    return verdicts
 
 
 # ---------------------------------------------------------------------- what the runs say, by claim
@@ -279,7 +274,8 @@ def of_equal_numbers(deep: pd.DataFrame, wide: pd.DataFrame) -> Finding:
     if not more:
         return Finding("3", case, paired(deep, wide))
     case += f" (deep has {abs(more)} {'more' if more > 0 else 'fewer'})"
-    return Finding("3", case, paired(deep, wide), Claim(decides="against" if more > 0 else "for"))
+    one_sided = Hypothesis(decides="against" if more > 0 else "for")
+    return Finding("3", case, paired(deep, wide), one_sided)
 
 
 def of_one_network(cells: dict[str, pd.DataFrame]) -> Iterator[Finding]:
@@ -405,13 +401,13 @@ def of_fair_rates(sweep: pd.DataFrame) -> Iterator[Finding]:
 
 
 def at_own_rates(
-    claim: str, a: str, b: str, sweep: pd.DataFrame, where: str, test: Claim
+    claim: str, a: str, b: str, sweep: pd.DataFrame, where: str, hypothesis: Hypothesis
 ) -> Iterator[Finding]:
     """On `a` − `b`, what was trained, each at its one learning rate."""
     cells = dict(list(sweep.groupby("train")))
     if a in cells and b in cells:
         figure, rates = paired(cells[a], cells[b]), rates_of(cells[a], cells[b])
-        yield Finding(claim, f"{a} − {b}, {where}", figure, test, title=rates)
+        yield Finding(claim, f"{a} − {b}, {where}", figure, hypothesis, title=rates)
 
 
 def rates_of(*cells: pd.DataFrame) -> str:

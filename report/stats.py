@@ -147,7 +147,7 @@ def p_text(p: float) -> str:
 ONE_SIDE = (1 - LEVEL) / 2  # of a two-sided interval: the level of a one-sided test
 
 
-class Claim(NamedTuple):
+class Hypothesis(NamedTuple):
     """What is claimed of a difference: that it is above zero; or, with a `margin`, that it is at
     most so far away from zero. Both are judged by two one-sided tests at 2.5 % each, which is to
     say by the side of zero on which its 95 % interval lies, or by whether this lies within ±margin
@@ -215,42 +215,54 @@ def holm(p_values: list[float]) -> list[float]:
     return adjusted
 
 
-VERDICTS = ("confirmed", "contradicted", "open")
+class Verdict(NamedTuple):
+    """A word, one of WORDS, and the reasons that a table gives for it."""
+
+    word: str
+    reasons: tuple[str, ...] = ()
+
+    def with_reasons(self, *more: str) -> Verdict:
+        return Verdict(self.word, (*self.reasons, *more))
+
+    def __str__(self):
+        return f"{self.word} ({'; '.join(self.reasons)})" if self.reasons else self.word
 
 
-def judge(cases: list[tuple[Claim, Difference]]) -> list[str]:
+WORDS = ("confirmed", "contradicted", "open")
+
+
+def judge(cases: list[tuple[Hypothesis, Difference]]) -> list[Verdict]:
     """A verdict on each case of one claim, corrected by Holm for the number of cases."""
-    both = [claim.p_values(difference) for claim, difference in cases]
+    both = [hypothesis.p_values(difference) for hypothesis, difference in cases]
     corrected = [holm([pair[side] for pair in both]) for side in (0, 1)]
     judged = sum(difference.can_be_judged for _, difference in cases)
     verdicts = []
-    for (claim, difference), p, *adjusted in zip(cases, both, *corrected, strict=True):
-        alone, verdict = decided(p, claim), decided(adjusted, claim)
+    for (hypothesis, difference), p, *adjusted in zip(cases, both, *corrected, strict=True):
+        alone, word = decided(p, hypothesis), decided(adjusted, hypothesis)
+        reasons = []
         if not difference.can_be_judged:
-            verdict = f"open ({counted(difference.pairs, 'seed')})"
-        elif not verdict:
-            needed = claim.seeds_to_decide(difference, judged)
-            reasons = [f"alone {alone}, but one of {judged} cases"] if alone else []
+            reasons.append(counted(difference.pairs, "seed"))
+        elif not word:
+            needed = hypothesis.seeds_to_decide(difference, judged)
+            reasons += [f"alone {alone}, but one of {judged} cases"] if alone else []
             reasons += [f"about {needed} seeds would decide"] if needed else []
-            verdict = f"open ({'; '.join(reasons)})" if reasons else "open"
-        verdicts.append(verdict)
+        verdicts.append(Verdict(word or "open", tuple(reasons)))
     return verdicts
 
 
-def decided(p_values, claim: Claim) -> str:
+def decided(p_values, hypothesis: Hypothesis) -> str:
     """By the p-values of what speaks for the claim and of what speaks against it, either of which
     may be NaN; empty where neither suffices."""
     supporting, opposing = p_values
-    if supporting <= claim.level:
+    if supporting <= hypothesis.level:
         return "confirmed"
     return "contradicted" if opposing <= ONE_SIDE else ""
 
 
-def summary(verdicts: list[str]) -> str:
+def summary(verdicts: list[Verdict]) -> str:
     """Of all cases of a claim."""
-    kinds = {kind: sum(verdict.startswith(kind) for verdict in verdicts) for kind in VERDICTS}
-    for kind, count in kinds.items():
-        if count == len(verdicts):
-            return kind
-    parts = [f"{kind} in {count}" for kind, count in kinds.items() if count]
+    counts = {word: sum(verdict.word == word for verdict in verdicts) for word in WORDS}
+    parts = [f"{word} in {count}" for word, count in counts.items() if count]
+    if len(parts) == 1:
+        return verdicts[0].word
     return f"{', '.join(parts)} of {len(verdicts)} cases"

@@ -9,7 +9,7 @@ import plots
 from report import figures, stats, sweeps
 from report.runs import read_runs
 from report.sweeps import distinct, usual_start
-from tests.test_plots import difference, pretend, verdicts
+from tests.test_plots import difference, judge, pretend, verdicts
 
 
 def distinct_runs(folder="results") -> pd.DataFrame:
@@ -225,30 +225,30 @@ def test_what_alone_is_untrained_is_shown():
 
 
 def test_networks_that_are_not_quite_equal_decide_one_side_alone():
-    for_it = stats.Claim(decides="for")
+    for_it = stats.Hypothesis(decides="for")
     ahead, behind = difference(1, 1.1, 1.2), difference(-1, -1.1, -1.2)
-    assert stats.judge([(for_it, ahead)]) == ["confirmed"]
-    assert stats.judge([(for_it, behind)]) == ["open"]
-    assert stats.judge([(stats.Claim(decides="against"), behind)]) == ["contradicted"]
+    assert judge([(for_it, ahead)]) == ["confirmed"]
+    assert judge([(for_it, behind)]) == ["open"]
+    assert judge([(stats.Hypothesis(decides="against"), behind)]) == ["contradicted"]
     # and the case behind counts for nobody else: 3.0 alone would not survive two cases
     weak = difference(0.9, 2.0, 1.1, 0.3, 0.6)
-    against = [(stats.Claim(decides="against"), difference(0.1, 0, 0.2))]
-    assert stats.judge([(stats.Claim(), weak), *against])[0] == "confirmed"
+    against = [(stats.Hypothesis(decides="against"), difference(0.1, 0, 0.2))]
+    assert judge([(stats.Hypothesis(), weak), *against])[0] == "confirmed"
 
 
 def test_seeds_that_would_decide_go_by_the_test_that_would():
     found = difference(0, 1, 2)  # s = d = 1
-    assert stats.Claim().seeds_to_decide(found) == 7  # t(6) at 97.5 % / √7 = 0.92
-    assert stats.Claim(level=0.05).seeds_to_decide(found) == 5  # t(4) at 95 % / √5 = 0.95
+    assert stats.Hypothesis().seeds_to_decide(found) == 7  # t(6) at 97.5 % / √7 = 0.92
+    assert stats.Hypothesis(level=0.05).seeds_to_decide(found) == 5  # t(4) at 95 % / √5 = 0.95
     against = difference(0, -1, -2)
-    assert stats.Claim(level=0.05).seeds_to_decide(against) == 7
+    assert stats.Hypothesis(level=0.05).seeds_to_decide(against) == 7
 
 
 def test_two_seeds_are_never_said_to_decide():
-    assert stats.judge([(stats.Claim(), difference(1, 1.05))] * 4)[0] == "open (2 seeds)"
-    one = [(stats.Claim(), difference(3.0))] * 5
-    weak = [(stats.Claim(), difference(0.9, 2.0, 1.1, 0.3, 0.6))]
-    assert stats.judge([*one, *weak])[-1] == "confirmed"  # Holm does not count the single seeds
+    assert judge([(stats.Hypothesis(), difference(1, 1.05))] * 4)[0] == "open (2 seeds)"
+    one = [(stats.Hypothesis(), difference(3.0))] * 5
+    weak = [(stats.Hypothesis(), difference(0.9, 2.0, 1.1, 0.3, 0.6))]
+    assert judge([*one, *weak])[-1] == "confirmed"  # Holm does not count the single seeds
 
 
 def test_a_power_law_is_fitted_to_sizes_that_all_its_seeds_have(capsys):
