@@ -20,7 +20,7 @@ A plain loop is made ours one part after the other:
                                 activations in the layout that oneDNN chooses, not in NHWC, where
                                 images are larger than 8x8
     CUDA graph                  with --graph, on CUDA: the step is captured once and replayed
-    compiled blocks             with --compile
+    compiled blocks             with --compile; and, with both, a graph of compiled blocks
 
 Images are random, with CIFAR-10's size and form. A measurement is a process of its own, so that its
 peak memory is, too; the measurements of all variants take turns, and a row has the medians over the
@@ -469,13 +469,16 @@ def best_workers(args: Settings, threads: int) -> int:
 
 def compare(args: Settings, threads: int) -> list[dict]:
     """A row per variant for one network."""
-    parts = list(eager_parts(args, threads))
-    parts += ["CUDA graph"] if args.graph else []
-    parts += ["compiled blocks"] if args.compile else []
-    variants = {"plain": None} | {part: tuple(parts[: i + 1]) for i, part in enumerate(parts)}
-    starts = {"all but compilation": eager_parts(args, threads)}
+    eager = eager_parts(args, threads)
+    variants = {"plain": None} | {part: eager[: i + 1] for i, part in enumerate(eager)}
+    captured = [("CUDA graph",)] if args.graph else []
+    compiled = [("compiled blocks",)] if args.compile else []
+    both = [captured[0] + compiled[0]] if captured and compiled else []
+    for further in captured + compiled + both:
+        variants[", ".join(further)] = eager + further
+    starts = {"all but compilation": eager}
     if args.compile:
-        starts["compilation included"] = tuple(parts)
+        starts["compilation included"] = list(variants.values())[-1]
     few = args.but(images=min(args.images, 20 * args.batch_size))
     workers = best_workers(few, threads)
     found, started = {variant: [] for variant in variants}, {variant: [] for variant in starts}
@@ -487,7 +490,7 @@ def compare(args: Settings, threads: int) -> list[dict]:
             found[variant] += in_processes(1, threads, speed, args, chosen, count)
         for variant, chosen in starts.items():
             started[variant] += in_processes(1, threads, start, args, chosen, time.time())
-        kinds += in_processes(1, threads, shares, few, eager_parts(args, threads))
+        kinds += in_processes(1, threads, shares, few, eager)
 
     needed, rows = work(args), []
     for variant, measured in found.items():

@@ -280,7 +280,6 @@ def make(args, runs: pd.DataFrame, measured: pd.DataFrame) -> None:
     averaged = runs[runs.status != "diverged"]
     sources = {"distinct": distinct(averaged), "all": runs, "bench": measured}
     sources["diverged"] = distinct(runs)
-    drawn = sources["distinct"].map(without_formulas)
     formats, made = set(args.format), []
     for name, entry in TABLES.items():
         if name not in (args.only or TABLES):
@@ -296,6 +295,7 @@ def make(args, runs: pd.DataFrame, measured: pd.DataFrame) -> None:
     for name, entry in FIGURES.items():
         if name not in (args.only or FIGURES):
             continue
+        drawn = sources[entry.source].map(without_formulas)
         if draw_figures(name, drawn, args.out / "figures", formats):
             made.append((f"figure {name}", caption(name, FIGURES)))
         else:

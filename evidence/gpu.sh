@@ -34,13 +34,13 @@ step() { # NAME COMMAND
 
 tests() { step tests python -m pytest -q -n 0 tests/test_cuda.py; }
 
-speed() { # eager, graph, compiled, each row beside the plain loop
+speed() { # eager, graph, compiled, both, each row beside the plain loop
   step speed-14 python bench.py --device $device --depths 14 --images ${images[0]} --turns $turns \
     "${fast[@]}" --results "$out/results"
   step speed-110 python bench.py --device $device --depths 110 --images ${images[1]} \
     --turns $turns "${fast[@]}" --results "$out/results"
   step speed-$deep python bench.py --device $device --depths $deep --images ${images[2]} \
-    --turns 1 "${fast[@]:0:1}" --results "$out/results"
+    --turns 1 "${fast[@]}" --results "$out/results"
   step speed-norms python bench.py --device $device --norms bn ln none --images ${images[0]} \
     --turns $turns --results "$out/results"
 }
@@ -53,7 +53,7 @@ processes() { # several runs at once on one GPU
 precision() { # bf16 against fp32, paired seeds
   for kind in bf16 fp32; do
     step precision-$kind python exp_depth_width.py --device $device --dataset digits --widths 1 \
-      --grid --depths 14 56 --seeds 0 1 2 --precision $kind "${lengths[@]}" "${places[@]}"
+      --grid --depths 14 56 110 --seeds 0 1 2 --precision $kind "${lengths[@]}" "${places[@]}"
   done
 }
 

@@ -23,6 +23,18 @@ def share_of_dead(run) -> float:
     return 100 * (with_activity(run).active < DEAD).mean()
 
 
+def small_before_relu(run) -> float:
+    """Percent of the channels that a ReLU follows with a small γ."""
+    return 100 * (with_activity(run).gamma.abs() < SMALL).mean()
+
+
+def small_among_dead(run) -> float:
+    """Percent of the channels that a ReLU follows, and that are dead, with a small γ; NaN where
+    there is none."""
+    channels = with_activity(run)
+    return 100 * (channels.gamma[channels.active < DEAD].abs() < SMALL).mean()
+
+
 def small_among_living(run) -> float:
     """Percent of the channels that a ReLU follows, and that are not dead, with a small γ."""
     channels = with_activity(run)

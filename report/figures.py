@@ -28,6 +28,7 @@ from report.stats import ACCURACY, Mean
 from report.sweeps import (
     NORMS,
     TRAIN,
+    at_chance,
     at_own_rate,
     beside,
     beside_entries,
@@ -396,16 +397,21 @@ def longer_runs(runs: pd.DataFrame, drawn: pd.DataFrame) -> Iterator[tuple[str, 
                 yield f"{train}, {FULL} epochs ({seeds(cell[same])})", cell[same]
 
 
-@figure("exp_norms.py --dataset digits --lr 0.03 0.1 0.3 --val-fraction 0.2 --seeds 0 1 2")
+@figure(
+    "exp_norms.py --dataset digits --lr 0.03 0.1 0.3 --val-fraction 0.2 --seeds 0 1 2",
+    source="diverged",
+)
 def norms(runs):
     """Accuracy against depth of γ and β alone, behind each normalisation and behind none, each at
     the learning rate that was best on a validation split; open, at another that was tried in deeper
-    networks alone. Small points are single seeds; kinds stand a little apart sideways."""
+    networks alone. Small points are single seeds, at chance where training diverged; kinds stand a
+    little apart sideways."""
 
     def several(sweep: pd.DataFrame) -> bool:
         return sweep.norm.nunique() > 1 and sweep.depth.nunique() > 1
 
-    kinds = at_own_rate(by_equal_choice(of_kinds(runs)))
+    runs = at_chance(of_kinds(runs))
+    kinds = at_own_rate(by_equal_choice(runs))
     chosen = main_sweep(kinds, "norm", "lr", "depth", having=several)
     if chosen is None:
         return None
@@ -413,7 +419,7 @@ def norms(runs):
     kinds = sorted(set(chosen.sweep.norm), key=kind_rank)
     own = [kind for kind in kinds if kind not in NORMS]
     looks = dict(zip([*NORMS, *own], itertools.cycle(LOOKS), strict=False))
-    others = tried_deeper(of_kinds(runs), chosen.sweep)
+    others = tried_deeper(runs, chosen.sweep)
     for sweep, filled in ((chosen.sweep, {}), (others, {"markerfacecolor": "none", "ls": "none"})):
         for i, kind in enumerate(kinds):
             apart, (colour, marker, dashes) = 1.03 ** (i - len(kinds) / 2), looks[kind]
@@ -614,8 +620,9 @@ def living_gammas(runs):
 
 @figure("exp_norms.py --dataset digits --norm bn --weight-decay 0 --watch --seeds 0 1 2")
 def dead_features(runs):
-    """Epoch by epoch, the share of features that are dead, active on less than 1 % of the test
-    activations, and of |γ| < 0.01, with and without weight decay."""
+    """Epoch by epoch, the share of dead features, active on less than 1 % of the test activations,
+    among the channels that a ReLU follows, and of |γ| < 0.01 among all, with and without weight
+    decay."""
     if not {"dead", "small_gammas"} <= set(runs):
         return None
     watched = resnets(usual_start(runs[runs.dead.notna()])).query("train == 'bn'")
@@ -628,7 +635,8 @@ def dead_features(runs):
         return None
     figure, (axis,) = panel(chosen.title, "epoch", "share of channels (%)")
     for (decay, cell), colour in zip(cells(chosen.sweep, "weight_decay"), PALETTE, strict=False):
-        for column, what, dashes in (("dead", "dead", "-"), ("small_gammas", "|γ| < 0.01", "--")):
+        shares = (("dead", "dead", "-"), ("small_gammas", "of all γ, |γ| < 0.01", "--"))
+        for column, what, dashes in shares:
             curves = by_epoch(cell, column)
             label = f"{what}, decay {decay:g} ({seeds(cell)})"
             style = {"color": colour, "linestyle": dashes}

@@ -32,11 +32,11 @@ def table(command: str, source: str = "distinct") -> Callable:
     return register(TABLES, command, source)
 
 
-def figure(command: str, sizes: bool = False) -> Callable:
+def figure(command: str, sizes: bool = False, source: str = "distinct") -> Callable:
     """Makes a figure of the function below it, which takes the runs of one data set, with images
     of one size or of all `sizes`, and returns a figure of matplotlib's, None where the runs do not
     suffice."""
-    return register(FIGURES, command, "distinct", sizes)
+    return register(FIGURES, command, source, sizes)
 
 
 def register(entries: dict[str, Entry], *how) -> Callable:

@@ -41,10 +41,20 @@ class Mean(NamedTuple):
         return [cls(mean, sd, table.shape[1]) for mean, sd in rows]
 
     def __str__(self):
+        return self.text(digits=1)
+
+    def text(self, digits: int) -> str:
         if not self.seeds:
             return ""
-        spread = f" ± {self.sd:.1f}" if self.seeds > 1 else ""
-        return f"{self.mean:.1f}{spread} ({self.seeds})"
+        spread = f" ± {self.sd:.{digits}f}" if self.seeds > 1 else ""
+        return f"{self.mean:.{digits}f}{spread} ({self.seeds})"
+
+
+class SmallMean(Mean):
+    """Of numbers below one."""
+
+    def __str__(self):
+        return self.text(digits=2)
 
 
 class Difference(NamedTuple):
@@ -80,8 +90,9 @@ class Difference(NamedTuple):
 
 
 def signed(value: float, digits: int) -> str:
-    """`value` with its sign and so many digits after the point."""
-    return f"{round(value, digits) + 0:+.{digits}f}".replace("-", "−")  # + 0: no negative zero
+    """`value` with its sign, also where it is rounded to zero, and so many digits after the
+    point."""
+    return f"{value + 0:+.{digits}f}".replace("-", "−")  # + 0: zero itself has no minus
 
 
 # ------------------------------------------------------------------------------------- differences
@@ -175,22 +186,22 @@ class Hypothesis(NamedTuple):
             math.nan if self.decides == "for" else opposing,
         )
 
-    def seeds_to_decide(self, difference: Difference, cases: int = 1) -> int | None:
+    def seeds_to_decide(self, difference: Difference, cases: int = 1) -> float:
         """The least number of pairs that would decide if mean and deviation stayed as they are,
-        as one of so many cases and whatever the others say; None of more than MANY, and where they
-        are on the side that decides nothing."""
+        as one of so many cases and whatever the others say; infinite where more than MANY would
+        not, NaN on the side that decides nothing."""
         if self.margin is None:
             distance, speaks_for = abs(difference.mean), difference.mean > 0
         else:
             distance = abs(abs(difference.mean) - self.margin)
             speaks_for = abs(difference.mean) < self.margin
         if self.decides == ("against" if speaks_for else "for"):
-            return None
+            return math.nan
         level = (self.level if speaks_for else ONE_SIDE) / cases
-        for n in range(2, MANY):
+        for n in range(3, MANY + 1):
             if stats.t.isf(level, n - 1) * difference.sd / math.sqrt(n) < distance:
                 return n
-        return None
+        return math.inf
 
 
 def above(difference: Difference, bound: float) -> float:
@@ -243,11 +254,17 @@ def judge(cases: list[tuple[Hypothesis, Difference]]) -> list[Verdict]:
         if not difference.can_be_judged:
             reasons.append(counted(difference.pairs, "seed"))
         elif not word:
-            needed = hypothesis.seeds_to_decide(difference, judged)
             reasons += [f"alone {alone}, but one of {judged} cases"] if alone else []
-            reasons += [f"about {needed} seeds would decide"] if needed else []
+            reasons.append(seeds_needed(hypothesis.seeds_to_decide(difference, judged)))
         verdicts.append(Verdict(word or "open", tuple(reasons)))
     return verdicts
+
+
+def seeds_needed(number: float) -> str:
+    if math.isnan(number):
+        return "no number of seeds would decide"
+    about = f"more than {MANY:,}" if math.isinf(number) else f"about {number}"
+    return f"{about} seeds would decide"
 
 
 def decided(p_values, hypothesis: Hypothesis) -> str:

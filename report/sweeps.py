@@ -320,6 +320,16 @@ def methods(runs: pd.DataFrame) -> pd.Series:
     return pd.Series(list(keys), runs.index, dtype=object)
 
 
+def at_chance(runs: pd.DataFrame) -> pd.DataFrame:
+    """`runs`, those that have diverged with the accuracies of guessing: where kinds or rates are
+    compared, to leave them out would flatter what diverges more."""
+    lost, chance = runs.status == "diverged", 100 / runs.classes
+    validated = lost & (runs.val_fraction > 0)
+    return runs.assign(
+        test_acc=runs.test_acc.mask(lost, chance), val_acc=runs.val_acc.mask(validated, chance)
+    )
+
+
 def best_rates(runs: pd.DataFrame) -> dict[tuple, dict[float, float]]:
     """The learning rate of each method whose accuracy on a validation split, the mean over seeds,
     is the best, by how many epochs it was tried for; where several were, of the shallowest

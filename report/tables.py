@@ -19,15 +19,19 @@ from harness.runs import counted, depth_label
 from report.features import (
     change_by_pruning,
     dead_among_small,
+    distance,
     share_of_dead,
     share_of_small_gammas,
+    small_among_dead,
     small_among_living,
+    small_before_relu,
 )
 from report.registry import table
 from report.stats import (
     ACCURACY,
     Difference,
     Mean,
+    SmallMean,
     last_accuracy,
     one_sample,
     p_text,
@@ -38,6 +42,7 @@ from report.stats import (
 from report.sweeps import (
     START,
     as_published,
+    at_chance,
     at_own_rate,
     beside,
     beside_entries,
@@ -249,14 +254,13 @@ def against_random(title: str, name: str, bn: pd.DataFrame, swept: pd.DataFrame)
 
 @table("exp_bn_only.py --dataset digits --train all")
 def features(runs):
-    """What becomes of the features: percent with a small γ, |γ| < 0.01; percent that are dead,
-    active on less than 1 % of the test activations; percent with a small γ of the living, and dead
-    of those with a small γ; by how many points the accuracy changes when such γ are set to zero."""
+    """What becomes of the features: percent of all γ that are small, |γ| < 0.01; and, of the
+    channels that a ReLU follows, which are all but the shortcuts', percent with a small γ; percent
+    dead, active on less than 1 % of the test activations; dead of those with a small γ; with a
+    small γ of the dead and of the living; by how many points the accuracy changes when small γ are
+    set to zero."""
     at_the_start = partial(share_of_small_gammas, when="gamma_init")
-    alike = resnets(usual_start(runs))
-    kept = alike[[record.table("channels") is not None for record in alike.record]]
-    found = sweeps(kept, "depth", "width", "train")
-    for title, sweep in sorted(found, key=lambda item: main_first(item[1])):
+    for title, sweep in sweeps_with_channels(runs):
         rows = []
         for (width, depth, train), cell in cells(sweep, "width", "depth", "train"):
             row = {
@@ -264,10 +268,39 @@ def features(runs):
                 "network": depth_label(depth) + times_width(width),
                 "small at the start": Mean.of(cell, at_the_start),
                 "small": Mean.of(cell, share_of_small_gammas),
+                "small, ReLU": Mean.of(cell, small_before_relu),
                 "dead": Mean.of(cell, share_of_dead),
-                "small, of the living": Mean.of(cell, small_among_living),
                 "dead, of the small": Mean.of(cell, dead_among_small),
+                "small, of the dead": Mean.of(cell, small_among_dead),
+                "small, of the living": Mean.of(cell, small_among_living),
                 "change by pruning": one_sample(cell, change_by_pruning),
+            }
+            rows.append(row)
+        rows.sort(key=lambda row: rank(row["trained"]))
+        yield Table(title, rows)
+
+
+def sweeps_with_channels(runs: pd.DataFrame) -> list[tuple[str, pd.DataFrame]]:
+    """The sweeps of ResNets of which γ and β were kept, the most important first."""
+    alike = resnets(usual_start(runs))
+    kept = alike[[record.table("channels") is not None for record in alike.record]]
+    return sorted(sweeps(kept, "depth", "width", "train"), key=lambda item: main_first(item[1]))
+
+
+@table("exp_bn_only.py --dataset digits --train all")
+def movement(runs):
+    """How far γ and β move: the mean distance of their last values from their first, γ ~ U[0, 1]
+    and β = 0, over all channels."""
+    moving = runs[runs.train.isin(["all", "bn", "gamma", "beta"])]
+    for title, sweep in sweeps_with_channels(moving):
+        rows = []
+        for (width, depth, train), cell in cells(sweep, "width", "depth", "train"):
+            gamma, beta = (partial(distance, which=which) for which in ("gamma", "beta"))
+            row = {
+                "trained": train,
+                "network": depth_label(depth) + times_width(width),
+                "γ": SmallMean.of(cell, gamma),
+                "β": SmallMean.of(cell, beta),
             }
             rows.append(row)
         rows.sort(key=lambda row: rank(row["trained"]))
@@ -358,17 +391,21 @@ def reached(cell: pd.DataFrame) -> Mean | str:
     return f"{mean}, diverged ({lost})" if lost else mean
 
 
-@table("exp_norms.py --dataset digits --batch-size 1 --epochs 20 --seeds 0 1 2")
+@table(
+    "exp_norms.py --dataset digits --batch-size 1 --epochs 20 --seeds 0 1 2",
+    source="diverged",
+)
 def batch_sizes(runs):
     """γ and β alone, by kind of normalisation and size of batch, each at the learning rate that was
-    best on a validation split."""
-    for title, sweep in sweeps(at_own_rate(of_kinds(runs)), "norm", "lr", "batch_size"):
+    best on a validation split, where what diverged counts as chance; and what has diverged."""
+    kinds = at_own_rate(at_chance(of_kinds(runs)))
+    for title, sweep in sweeps(kinds, "norm", "lr", "batch_size"):
         if sweep.batch_size.nunique() < 2:
             continue
         rows = []
         for (size, kind), cell in cells(sweep, "batch_size", "norm"):
             row = {"batch size": int(size), "normalisation": kind}
-            rows.append(row | {"learning rate": cell.lr.iloc[0], ACCURACY: Mean.of(cell)})
+            rows.append(row | {"learning rate": cell.lr.iloc[0], ACCURACY: reached(cell)})
         rows.sort(key=lambda row: (row["batch size"], kind_rank(row["normalisation"])))
         yield Table(title, rows)
 
@@ -395,7 +432,8 @@ def transformer(runs):
 @table("exp_bn_init.py frankle --dataset digits --gamma-init uniform ones --seeds 0 1 2 3 4")
 def initialisation(runs):
     """How γ, β and the weights start (Frankle et al., appendix), against γ ~ U[0, 1], β = 0,
-    He-normal weights."""
+    He-normal weights; and what becomes of the features: percent of all γ that are small, and of the
+    channels that a ReLU follows percent dead, and dead of those with a small γ."""
     for title, sweep in sweeps(runs[runs.bn_weight.isna() & runs.bn.isna()], *START):
         starts = by_start(sweep)
         if len(starts) < 2:
@@ -404,7 +442,10 @@ def initialisation(runs):
         for (gamma, beta, weights), cell in starts:
             is_usual = cell.index.isin(usual.index).all()
             row = {"γ": gamma, "β": beta, "weights": weights, ACCURACY: Mean.of(cell)}
-            rows.append(row | {"it − usual": None if is_usual else paired(cell, usual)})
+            row["it − usual"] = None if is_usual else paired(cell, usual)
+            row["small"] = Mean.of(cell, share_of_small_gammas)
+            row["dead"] = Mean.of(cell, share_of_dead)
+            rows.append(row | {"dead, of the small": Mean.of(cell, dead_among_small)})
         yield Table(f"{title}, {sweep.train.iloc[0]}", rows)
 
 

@@ -170,18 +170,18 @@ def test_claims_are_judged_by_the_interval_over_paired_seeds():
     found = verdicts()
     # The seeds differ by 20 points and the pairs by 2: the pairs count.
     # t(2 degrees, 97.5 %) = 4.303, s = 1: 20 ± 2.5.
-    assert found["bn − random:2, depth 14"] == "confirmed"
-    assert found["bn+shortcut − bn, depth 14"] == "contradicted"
+    assert found["bn − random:2, depth 14"] == "confirmed (3 of 5 seeds)"
+    assert found["bn+shortcut − bn, depth 14"] == "contradicted (3 of 5 seeds)"
     # s = |d| = 1: t(6 degrees) / √7 is the first below 1.
     assert found["depth 44 − width 3"] == "open (about 7 seeds would decide)"
-    assert found["all − all-bn, depth 14"] == "open"
-    assert found["none − chance, depth 14"] == "confirmed"
+    assert found["all − all-bn, depth 14"] == "open (more than 1,000 seeds would decide)"
+    assert found["none − chance, depth 14"] == "confirmed (3 of 5 seeds)"
     table = pd.read_csv("out/tables/claims.csv").set_index("case")
     judged = table.loc["bn − random:2, depth 14", ["ours: low", "ours: high", "seeds"]]
     assert judged.tolist() == pytest.approx([20 - 2.484, 20 + 2.484, 3], abs=1e-3)
     for seed in range(3):
         pretend(seed, 16, train="none")
-    assert verdicts()["none − chance, depth 14"] == "contradicted"
+    assert verdicts()["none − chance, depth 14"] == "contradicted (3 of 5 seeds)"
 
 
 def test_each_depth_is_compared_with_the_shallowest():
@@ -191,7 +191,7 @@ def test_each_depth_is_compared_with_the_shallowest():
         pretend(seed, 45, train="bn", depth=32)
     pretend(0, 50, train="bn", depth=56)
     found = verdicts()
-    assert found["depth 32 − depth 14"] == "confirmed"
+    assert found["depth 32 − depth 14"] == "confirmed (3 of 5 seeds)"
     assert found["depth 56 − depth 14"] == "open (1 seed)"
 
 
@@ -209,9 +209,10 @@ def test_kinds_of_normalisation_are_compared_each_at_its_best_rate():
         # without BatchNorm beside it
         pretend(seed, 50, "norms", train="norm", norm="none", lr=0.3, schedule="cosine")
     found = verdicts()
-    assert found["bn − none, depth 14"] == "confirmed"
-    assert found["bn − none, depth 56"] == "contradicted"
-    assert found["bn − none: depth 56 − depth 14"] == "confirmed"  # that the gap grows
+    assert found["bn − none, depth 14"] == "confirmed (3 of 5 seeds)"
+    assert found["bn − none, depth 56"] == "contradicted (3 of 5 seeds)"
+    gap_grows = found["bn − none: depth 56 − depth 14"]
+    assert gap_grows == "confirmed (3 of 5 seeds)"
 
 
 def test_a_rate_that_was_tried_in_deeper_networks_alone_is_drawn_beside_its_kind():
@@ -347,14 +348,16 @@ def test_transformers_biases_and_fair_rates_are_judged():
                 pretend(seed, 0, "mlp_lenet", **tried, **known, **mlp)
                 pretend(seed, 80 - reached, "mlp_lenet", **known, **mlp)
     found = verdicts()
-    assert found["what norm adds to output − what input adds then"] == "confirmed"
-    assert found["what norm adds to output − what position adds then"] == "confirmed"
-    assert found["all − bias, MLP 32000"] == "contradicted"
-    assert found["all − bias, MLP 32000, weight decay 0"] == "confirmed"
+    assert found["what norm adds to output − what input adds then"] == "confirmed (3 of 5 seeds)"
+    assert found["what norm adds to output − what position adds then"] == "confirmed (3 of 5 seeds)"
+    assert found["all − bias, MLP 32000"] == "contradicted (3 of 5 seeds)"
+    assert found["all − bias, MLP 32000, weight decay 0"] == "confirmed (3 of 5 seeds)"
     table = pd.read_csv("out/tables/claims.csv").set_index("claim")
     fair = table[table.index.str.startswith("16.")].set_index("case")
-    verdict = {"bn − random:2, depth 14": "confirmed", "bn − random:2, MLP 16000": "contradicted"}
-    assert fair.verdict.to_dict() == verdict
+    assert fair.verdict.to_dict() == {
+        "bn − random:2, depth 14": "confirmed (3 of 5 seeds)",
+        "bn − random:2, MLP 16000": "contradicted (3 of 5 seeds)",
+    }
     assert fair.recipe.str.endswith("rates 0.1, 0.3").all()
 
 
@@ -395,9 +398,10 @@ def test_why_features_die_is_judged_by_runs_without_weight_decay():
         pretend(seed, 50, train="bn")
         pretend(seed, 50, train="bn", weight_decay=0.0)
     found = verdicts()
-    assert found["share of dead features without decay − with, depth 14"] == "confirmed"
+    dead = found["share of dead features without decay − with, depth 14"]
+    assert dead == "confirmed (3 of 5 seeds)"
     small = found["½ · share of |γ| < 0.01 with decay − share without, depth 14"]
-    assert small in ("contradicted", "open")
+    assert small == "contradicted (3 of 5 seeds)"
 
 
 def test_small_gammas_are_counted_among_the_living_and_the_dead():
@@ -433,8 +437,9 @@ def test_davis_frank_is_judged_by_a_one_sided_paired_test():
             )
     verdict, at_the_end = verdicts().values()
     p = scipy.stats.ttest_1samp([1, 2, 1.5], 0, alternative="greater").pvalue
-    assert at_the_end == "confirmed"
-    assert verdict == f"confirmed (one-sided p = {p:.3g}, two-sided {2 * p:.3g}, 2 comparisons)"
+    assert at_the_end == "confirmed (3 of 10 seeds)"
+    tests = f"one-sided p = {p:.3g}, two-sided {2 * p:.3g}, 2 comparisons"
+    assert verdict == f"confirmed ({tests}; 3 of 10 seeds)"
 
 
 def difference(*values) -> stats.Difference:
@@ -448,7 +453,8 @@ def judge(cases) -> list[str]:
 def test_a_range_is_judged_by_the_interval_and_one_seed_by_nothing():
     judged = [difference(*values) for values in ((1, 2, 3), (8, 9, 10), (4, 5, 6), (0.0,))]
     verdicts = [judge([(stats.Hypothesis(5), one)])[0] for one in judged]
-    assert verdicts == ["confirmed", "contradicted", "open", "open (1 seed)"]
+    never = "open (more than 1,000 seeds would decide)"
+    assert verdicts == ["confirmed", "contradicted", never, "open (1 seed)"]
     # 2 ± 4.303 · 1 / √3 lies within 5; 4.5 needs a half-width of 0.5: t(17) · 1 / √18 = 0.497
     assert stats.Hypothesis(5).seeds_to_decide(difference(3.5, 4.5, 5.5)) == 18
 
@@ -470,8 +476,9 @@ def test_a_deep_network_with_fewer_parameters_decides_for_depth_alone():
         pretend(seed, 50 + noise, train="bn", depth=56, params_trained=4256)
         pretend(seed, 50 + noise, train="bn", depth=62, params_trained=4704)
     found = verdicts()
-    assert found["depth 56 − width 4 (deep has 224 fewer)"] == "open"
-    assert found["depth 62 − width 4 (deep has 224 more)"] == "contradicted"
+    never = "open (no number of seeds would decide)"
+    assert found["depth 56 − width 4 (deep has 224 fewer)"] == never
+    assert found["depth 62 − width 4 (deep has 224 more)"] == "contradicted (3 of 5 seeds)"
 
 
 def test_the_figure_of_depths_is_of_a_recipe_that_has_several():
