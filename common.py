@@ -35,7 +35,8 @@ from harness.errors import UserError
 from harness.estimate import plan
 from harness.norms import ends_without_gradient
 from harness.parts import LAYERS, Origin, as_logits, check_name, check_recipe, count_parameters
-from harness.parts import inner_layers, materialise, names_of, norms, origin, owned, trainable
+from harness.parts import explained, inner_layers, materialise, names_of, norms, origin, owned
+from harness.parts import trainable
 from harness.processes import first_goes_first, share
 from harness.progress import progress_bar, tell
 from harness.recording import Recorder, as_trained, finished_before, own_measures
@@ -49,7 +50,7 @@ from harness.config import ALWAYS, AUGMENTED, changed, command, flag, number  # 
 from harness.errors import RunError  # noqa: F401
 from harness.runs import counted, mean_and_deviation, shape_label  # noqa: F401
 from harness.runs import table_of, tables_of  # noqa: F401
-from harness.starting import grid, main, main_of, resolved, run_grid  # noqa: F401
+from harness.starting import grid, main, main_of, resolved, run_grid, seed_everything  # noqa: F401
 
 # -------------------------------------------------------------------------------------------- seeds
 # Independent streams derive from one seed, all drawn on the CPU: seed 3 gives the same frozen
@@ -155,8 +156,8 @@ def make_data(args: Settings, name: str, images, labels, classes=None) -> Data:
     if min(height, width) < 8:
         need = "the networks need 8x8: add --image-size 8"
         raise UserError(f"the images of {name} have {width}x{height} pixels, and {need}")
-    make_splits(images, labels, args)
     count = int(labels["train"].max()) + 1
+    make_splits(images, labels, args)
     classes = list(map(str, range(count) if classes is None else classes))
     if len(classes) < count:
         raise UserError(f"the data set {name} has {count} classes: give a name for each")
@@ -247,9 +248,11 @@ def build_model(args: Settings, data: Data, build=network) -> nn.Module:
     network has, transposed convolutions too, starts as its constructor draws it, under the seed."""
     speed.prepare(args.device, data.size)  # threads: factorisations round differently on several
     with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(stream_seed(args.seed, "weights"))
+        seed_everything(stream_seed(args.seed, "weights"))
         asked = args if build is network else Noting(args)
         model = build(asked, data.size, len(data.classes))
+        if not isinstance(model, nn.Module):
+            raise UserError(f"the network is a {type(model).__name__}: build returns an nn.Module")
         materialise(model, data.size)
     initialise(model, args.seed, args.gamma_init, args.beta_init, args.weight_init)
     known = Origin(args.seed)
@@ -357,8 +360,6 @@ class Recipe(NamedTuple):
 def recipe(model: nn.Module, args: Settings) -> Recipe:
     """The optimizer over what is trainable, weight decay on all of it, and its schedule."""
     trained = [p for p in model.parameters() if p.requires_grad]
-    if not trained:
-        return Recipe()
     fused = args.device.type in ("cpu", "cuda")
     options = {"lr": args.lr, "weight_decay": args.weight_decay, "fused": fused}
     if args.optimizer == "adam":
@@ -414,6 +415,8 @@ def train_epoch(model, data, optimizer, args, epoch: int, sizes: list[int], prog
     """One pass over the training set in batches of `sizes`. The metrics are of the batches as they
     are trained on, and stay on the device until the end."""
     model.train()
+    if optimizer:
+        optimizer.zero_grad()  # of what a script has measured between two epochs
     totals = torch.zeros(3, device=args.device)
     warming = optimizer is not None and epoch <= args.warmup_epochs
     rates = [float(group["lr"]) for group in optimizer.param_groups] if warming else []
@@ -457,27 +460,20 @@ def loss_of(logits: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
 
 def forward(model: nn.Module, x: torch.Tensor, args: Settings) -> torch.Tensor:
     """Logits as fp32, (N, classes), the network's arithmetic in the run's precision."""
-    try:
-        with torch.autocast(args.device.type, torch.bfloat16, enabled=args.precision == "bf16"):
-            return as_logits(model(x))
-    except ValueError as error:
-        if not model.training or len(x) > 1 or "more than 1 value" not in str(error):
-            raise
-        need = "where an image has one pixel left that is two images"
-        instead = "give --batch-size 2 or more, and two training images"
-        told = f"BatchNorm needs two values of each channel, and {need}: {instead}"
-        raise UserError(told) from error
+    bf16 = args.precision == "bf16"
+    with explained(model, x), torch.autocast(args.device.type, torch.bfloat16, enabled=bf16):
+        return as_logits(model(x))
 
 
 def arithmetic(model: nn.Module, args: Settings, size: tuple[int, ...]):
     """A context in which `forward`, of images of this `size`, is faster and the same to rounding:
     on one thread of a CPU in oneDNN's layout, which gains little where images are small; else with
-    frozen weights cast once."""
+    frozen weights cast once, but for a network of one's own, of which we do not know the types."""
     dtype = torch.bfloat16 if args.precision == "bf16" else torch.float32
     here = onednn.here(args, torch.get_num_threads())
     if here and not speed.are_small(size) and onednn.suits(model, ResNet, Block):
         return onednn.layout(model, dtype)
-    return frozen_in(dtype, model)
+    return nullcontext() if origin(model).name else frozen_in(dtype, model)
 
 
 @torch.inference_mode()
@@ -487,8 +483,9 @@ def evaluate(model: nn.Module, data: Data, split: str, args: Settings) -> dict[s
     totals = torch.zeros(3, device=args.device)
     with torch.compiler.set_stance("force_eager"):  # compilation is for the many steps of training
         for x, y in data.batches(split):
-            logits = forward(model, x, args)
-            totals += tally(logits, loss_of(logits, y), y)
+            if len(y):  # of few images not every process has one
+                logits = forward(model, x, args)
+                totals += tally(logits, loss_of(logits, y), y)
     return means(processes.total(totals), len(data.labels[split]))
 
 
@@ -518,7 +515,7 @@ def fit(model: nn.Module, data: Data, args: Settings, recipe=recipe, also=None) 
     what is no number, and for a recipe that leaves out what is trainable."""
     speed.prepare(args.device, data.size)
     used = Noting(args)
-    made = recipe(model, used)
+    made = recipe(model, used) if trainable(model) else Recipe()
     if not isinstance(made, Recipe):
         what = type(made).__name__
         raise UserError(f"a recipe returns common.Recipe or common.scheduled(…), not a {what}")
@@ -569,7 +566,7 @@ def train(model, data, args, made: Recipe, run: Run | None, also=None) -> None:
         for epoch in range(done + 1, args.epochs + 1):
             bar.set_description(f"epoch {epoch}/{args.epochs}", refresh=False)
             began = time.perf_counter()
-            torch.manual_seed(stream_seed(args.seed, "noise", epoch))  # of dropout and the like
+            seed_everything(stream_seed(args.seed, "noise", epoch))  # of dropout and the like
             found = train_epoch(parallel, data, optimizer, args, epoch, sizes, bar, step)
             measured = {"train_loss": found["loss"], "train_acc": found["acc"]}
             processes.like_first(statistics)
@@ -594,6 +591,6 @@ def measure(model: nn.Module, data: Data, args: Settings, also=None) -> dict[str
     found = evaluate(model, data, "test", args)
     measured |= {f"test_{key}": value for key, value in found.items()}
     if also:
-        with exact_weights(model):
+        with processes.alone(), exact_weights(model):
             measured |= own_measures(also(model), args)
     return measured

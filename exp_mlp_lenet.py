@@ -190,6 +190,10 @@ def read_csv(path, target):
     if text:
         instead = "make numbers of it, as pandas.get_dummies does, or leave it out"
         raise UserError(f"{path} has text in {listed(text[:5])}: {instead}")
+    infinite = [name for name in features if not np.isfinite(np.float32(features[name])).all()]
+    if infinite:
+        instead = "leave out those rows or columns, or take logarithms"
+        raise UserError(f"{path} has numbers beyond 3e38 in {listed(infinite[:5])}: {instead}")
     classes, labels = np.unique(table[target].astype(str), return_inverse=True)
     return features.to_numpy(), labels, list(classes)
 
@@ -276,14 +280,14 @@ def tune(args):
         )
 
     untuned = the_run(lr=1, weight_decay=0, batch_size=1, hidden=[1] * layers)
-    load_data(untuned)  # what is wrong with the data shows before there is a study
+    source = load_data(untuned).source  # of a file, which may change between two starts
     folder = Path(args.results, args.process.experiment)
     folder.mkdir(parents=True, exist_ok=True)
     study = optuna.create_study(
         direction="maximize",
         storage=f"sqlite:///{folder / 'tune.db'}",
         load_if_exists=True,
-        study_name=common.name_run(untuned).run,  # which tells one study from another
+        study_name=f"{common.name_run(untuned).run} {source}".strip(),
     )
     states = optuna.trial.TrialState
     done = len(study.get_trials(states=(states.COMPLETE, states.PRUNED)))

@@ -183,7 +183,7 @@ def shares(model, data, args):
     norms = common.norms(model)
     gammas = torch.cat([norm.weight.detach().flatten().abs() for norm in norms.values()])
     test = partial(common.evaluate, model, data, "test", args)
-    active = activity(model, norms, test, len(data.labels["test"]))
+    active = activity(model, norms, test)
     active = torch.cat([*active.values(), torch.empty(0, device=gammas.device)])
     small, dead = (gammas < 0.01).float().mean(), (active < 0.01).float().mean()
     return {"small_gammas": 100 * small.item(), "dead": 100 * dead.item()}

@@ -66,7 +66,7 @@ def load(path: Path, device: str) -> Trained:
         with taken_apart():
             content = read_checkpoint(path)
             about = content["about"]
-        script = script_named(about["experiment"])
+        script = script_named(about["experiment"], content.get("script", ""))
         with taken_apart():
             args = settings_of(content, device, getattr(script, "Settings", Settings))
             image = torch.zeros(1, *content["size"], dtype=torch.uint8)
@@ -93,10 +93,12 @@ def load(path: Path, device: str) -> Trained:
         raise UserError(f"{path} is no checkpoint that can be used: {error}; {instead}") from None
 
 
-def script_named(experiment: str):
+def script_named(experiment: str, file: str):
     """The script that made a run, for the networks and data sets that it alone has: in the current
-    folder, or beside this file."""
-    names = f"exp_{experiment}.py", f"{experiment}.py"
+    folder, or beside this file.
+
+    file: its name, where the checkpoint says it; an experiment may be called otherwise."""
+    names = [file] if file else [f"exp_{experiment}.py", f"{experiment}.py"]
     for folder, name in itertools.product((Path(), HERE), names):
         if name in {path.name for path in folder.glob("*.py")}:
             spec = importlib.util.spec_from_file_location(Path(name).stem, folder / name)
@@ -110,6 +112,7 @@ def script_named(experiment: str):
 def build(script, args: Settings, data: common.Data) -> nn.Module:
     """The network as the script builds it, by its function `build(args, data)` if it has one.
     Raises Damaged where it has none, and a network of its own."""
+    common.seed_everything(args.seed)  # as in a run
     if hasattr(script, "build"):
         return script.build(args, data)
     if args.arch not in DEPTHS:
@@ -125,10 +128,10 @@ def put_in(model: nn.Module, content: dict, train: str) -> None:
             common.freeze(model, train)
     else:
         held = set(content["trained"]["shapes"])
-        if any(".parametrizations." in name for name in held):
-            entries = [word for word in train.split("+") if word.startswith("random:")]
-            if entries:
-                common.freeze(model, "+".join(entries))
+        words = [word for word in train.split("+") if word.startswith("random:")]
+        entries = content.get("entries", "+".join(words))  # which older ones do not say
+        if entries:
+            common.freeze(model, entries)
         for name, parameter in model.named_parameters():
             parameter.requires_grad_(name in held)
     try:
@@ -145,7 +148,8 @@ def settings_of(content: dict, device: str, known: type[Settings]) -> Settings:
     names = {field.name for field in dataclasses.fields(known)}
     own = [(name, type(value), None) for name, value in found.items() if name not in names]
     kind = dataclasses.make_dataclass("Settings", own, bases=(known,))
-    mine = {"quiet": True, "data": ".", "device": device, "compile": False, "graph": False}
+    mine = {"quiet": True, "data": ".", "device": device}
+    mine |= dict.fromkeys(("compile", "graph", "sync_bn", "tensorboard"), False)
     if not has_bf16(find_device(device)):
         mine["precision"] = "fp32"
     return common.resolved(kind(**found | mine))

@@ -4,6 +4,7 @@ the seed gives again."""
 
 from __future__ import annotations
 
+import numpy as np
 import torch
 from torch import nn
 
@@ -68,7 +69,17 @@ def state(model: nn.Module, frozen: torch.Tensor, optimizer=None, scheduler=None
     if optimizer:
         schedule = scheduler.state_dict() if scheduler else {}
         content |= {"optimizer": optimizer.state_dict(), "scheduler": schedule}
-    return content
+    return of_python(content)
+
+
+def of_python(content):
+    """`content` with Python's numbers for NumPy's, as of a schedule of one's own, which PyTorch
+    would refuse to read again."""
+    if isinstance(content, dict):
+        return {key: of_python(value) for key, value in content.items()}
+    if isinstance(content, list | tuple):
+        return type(content)(map(of_python, content))
+    return content.item() if isinstance(content, np.generic) else content
 
 
 @torch.no_grad()
@@ -103,10 +114,13 @@ def restore(model: nn.Module, content: dict, optimizer=None, scheduler=None) -> 
 
 
 def check_moments(state: dict, optimizer) -> None:
-    """Raises Damaged where the optimizer's state is not of the tensors it trains."""
+    """Raises Damaged where the optimizer's state is not of the tensors it trains. What shape the
+    moments of one's own have we do not know."""
     tensors = [p for group in optimizer.param_groups for p in group["params"]]
     if not set(state["state"]) <= set(range(len(tensors))):
         raise Damaged("its optimizer trains other tensors")
+    if not type(optimizer).__module__.startswith("torch.optim"):
+        return
     for number, moments in state["state"].items():
         for key, value in moments.items():
             if torch.is_tensor(value) and not fits(value.shape, tensors[number].shape):

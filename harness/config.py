@@ -28,6 +28,8 @@ from functools import partial
 from pathlib import Path
 from typing import Any, ClassVar
 
+import numpy as np
+
 from harness.errors import Parser, UserError
 from harness.source import source_of
 
@@ -66,9 +68,9 @@ def flag(
     check: makes a value of a word; where there is none, a default that is a number asks for one."""
     several = several or isinstance(default, list)
     sample = default[0] if several and default else default
-    if not check and not choices and type(sample) in (int, float):
+    if not check and type(sample) in (int, float):
         check = number(type(sample), -math.inf)
-    elif not check and isinstance(sample, bool):
+    elif not check and not choices and isinstance(sample, bool):
         check = truth
     described = Flag(help, check, choices, several, metavar, group)
     value = {"default_factory": lambda: list(default)} if several else {"default": default}
@@ -124,7 +126,7 @@ def constant(text: str) -> float:
     """The value of `zeros`, `ones` or `constant:X`. Raises ValueError for anything else."""
     word, _, value = text.partition(":")
     value = float(value) if word == "constant" else {"zeros": 0.0, "ones": 1.0}.get(text, math.nan)
-    if not math.isfinite(value):
+    if not abs(value) < 3.4e38:  # of fp32
         raise ValueError(text)
     return value
 
@@ -134,7 +136,11 @@ def start(*named: str):
 
     def parse(text: str) -> str:
         try:
-            return text if text in named else f"constant:{constant(text):g}"
+            if text in named:
+                return text
+            value = constant(text)
+            short = f"{value:g}"
+            return f"constant:{short if float(short) == value else value}"
         except ValueError:
             known = ", ".join(named)
             message = f"{text!r} is none of {known}, constant:X with a number X"
@@ -282,7 +288,9 @@ class Settings:
         "default 160, 90 for imagenet, 1 for --train none; the schedule scales with them",
         number(int, 1),
     )
-    batch_size: int | None = of_recipe(None, "default 128, 1024 for imagenet", number(int, 1))
+    batch_size: int | None = of_recipe(
+        None, "default 128, 1024 for imagenet", number(int, 1, 2**31)
+    )
     optimizer: str = of_recipe("sgd", "of everything that is trained", choices=("sgd", "adam"))
     lr: float | None = of_recipe(
         None,
@@ -356,7 +364,10 @@ class Settings:
     given: dict[str, Any] = dataclasses.field(default_factory=dict)  # what the command line said
 
     def but(self, **settings) -> Settings:
-        """A copy with other `settings`."""
+        """A copy with other `settings`, of which NumPy's numbers become Python's."""
+        for name, value in settings.items():
+            if isinstance(value, np.generic):
+                settings[name] = value.item()
         return dataclasses.replace(self, **settings)
 
 
@@ -394,16 +405,23 @@ def recorded(settings: Settings) -> dict[str, Any]:
         record = (field.metadata or SHARED.get(field.name, field).metadata).get("record", NEVER)
         value = getattr(settings, field.name)
         if record == ALWAYS or (record == CHANGED and value != default_of(field)):
-            listed = isinstance(value, list)
-            found[field.name] = "-".join(map(str, value)) if listed else plain(value)
+            found[field.name] = joined(value) if isinstance(value, list) else plain(value)
     return found
 
 
+def joined(values: list) -> str:
+    """A list as one cell, from which no other list follows."""
+    words = list(map(str, values))
+    return ("," if any("-" in word for word in words) else "-").join(words)
+
+
 def plain(value):
-    """A value as records and checkpoints can hold it: what is neither a number nor a word as its
-    text, and so in lists."""
+    """A value as records and checkpoints can hold it: one of NumPy's as Python's, what is neither a
+    number nor a word as its text, and so in lists."""
     if isinstance(value, list):
         return [plain(each) for each in value]
+    if isinstance(value, np.generic):
+        value = value.item()
     return value if isinstance(value, str | int | float | None) else str(value)
 
 
@@ -561,7 +579,7 @@ def resolve(args: Settings) -> Settings:
         epochs=epochs,
         warmup_epochs=warmup,
         batch_size=args.batch_size or (1024 if imagenet else 128),
-        lr=args.lr or (0.001 if args.optimizer == "adam" else rate),
+        lr=(0.001 if args.optimizer == "adam" else rate) if args.lr is None else args.lr,
         augment=args.augment or ("crop+flip" if args.dataset in AUGMENTED else "none"),
         device=device,
         precision=args.precision or ("bf16" if has_bf16(device) else "fp32"),

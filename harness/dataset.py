@@ -117,7 +117,8 @@ def checked(name: str, images, labels) -> tuple[dict, dict]:
             refuse(f"labels {these} …", f"0, 1, 2, … without a gap, {how}")
         if not np.isin(y, known).all():  # another split need not have them all
             refuse(f"{split} labels from {y.min()} to {y.max()}", f"0 to {known[-1]}, as in train")
-    images = {split: x.astype(np.uint8, copy=False) for split, x in images.items()}
+    # as from x[..., ::-1], which PyTorch does not take
+    images = {split: np.ascontiguousarray(x, np.uint8) for split, x in images.items()}
     return images, {split: y.astype(np.int64, copy=False) for split, y in labels.items()}
 
 
@@ -146,6 +147,8 @@ def make_splits(images: dict, labels: dict, args: Settings) -> None:
     if args.subset:
         hold_out(images, labels, args.subset, f"--subset {args.subset}")
     if args.val_fraction:
+        if "val" in labels:
+            raise UserError("--val-fraction: the data set has a val split: leave the flag out")
         keep = round(len(labels["train"]) * (1 - args.val_fraction))
         what = f"--val-fraction {args.val_fraction:g}"
         hold_out(images, labels, keep, what, "val", args.split_seed)

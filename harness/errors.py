@@ -17,6 +17,10 @@ class UserError(Exception):
     exit_code = 2
 
 
+class OtherData(UserError):
+    """What stands under a name was made from other data."""
+
+
 class RunError(Exception):
     """The request was right, but the run cannot go on: one line says why."""
 

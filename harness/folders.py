@@ -295,6 +295,7 @@ class Streamed(Data):
         make_splits(paths, labels, args)
         data = cls("imagenet", classes, paths, on_device(labels, args.device))
         data.pixels, data.workers = args.image_size or 224, args.workers
+        data.source = data.digest[:6]
         return data
 
     @property
@@ -303,9 +304,14 @@ class Streamed(Data):
 
     @cached_property
     def digest(self) -> str:
-        """Of the labels: the images are never read all at once."""
-        labels = [self.labels[split].cpu().numpy().tobytes() for split in sorted(self.labels)]
-        return hashlib.sha256(b"".join(labels)).hexdigest()
+        """Of the classes, the images' names and the labels: the images are never read all at
+        once."""
+        found = hashlib.sha256("\n".join(self.classes).encode())
+        for split in sorted(self.labels):
+            names = [Path(path).name for path in self.images[split]]
+            found.update("\n".join([split, *names]).encode())
+            found.update(self.labels[split].cpu().numpy().tobytes())
+        return found.hexdigest()
 
     @cached_property
     def mean_std(self):

@@ -3,6 +3,8 @@ what the small γ are worth."""
 
 from __future__ import annotations
 
+from collections import Counter
+
 import torch
 from torch import nn
 
@@ -34,18 +36,21 @@ def column_of(values: torch.Tensor | None, n: int) -> list:
     return values.detach().float().reshape(-1).tolist()
 
 
-def activity(model: nn.Module, norms: dict[str, nn.Module], evaluate, n: int) -> dict:
+def activity(model: nn.Module, norms: dict[str, nn.Module], evaluate) -> dict:
     """For each normalisation but the shortcuts', (channels,): the share of test activations above
     zero after the ReLU that follows it, for a block's second the one after the addition.
 
     Where a convolution or a linear layer comes first, as with BatchNorm after the activation, there
-    is none. evaluate: passes the `n` test images through the model."""
-    above, waiting, hooks = {}, [], []
+    is none. evaluate: passes the test images through the model."""
+    above, passed, waiting, hooks = {}, Counter(), [], []
 
     def after_relu(module, inputs, output):
         if waiting:
-            name, others = waiting.pop(), [d for d in range(output.dim()) if d != 1]
-            above[name] = above.get(name, 0) + (output > 0).float().mean(others) * len(output)
+            name = waiting.pop()
+            others = set(range(output.dim())) - {channel_of(norms[name]) % output.dim()}
+            share = (output > 0).float().mean(tuple(others))
+            above[name] = above.get(name, 0) + share * len(output)
+            passed[name] += len(output)  # more than once, where a network repeats a layer
 
     for name, layer in model.named_modules():
         if is_shortcut(name):
@@ -60,7 +65,13 @@ def activity(model: nn.Module, norms: dict[str, nn.Module], evaluate, n: int) ->
     evaluate()
     for hook in hooks:
         hook.remove()
-    return {name: total / n for name, total in above.items()}
+    return {name: total / passed[name] for name, total in above.items()}
+
+
+def channel_of(norm: nn.Module) -> int:
+    """The dimension of the channels behind a normalisation: PyTorch's own over the last ones have
+    them at the end."""
+    return -1 if isinstance(norm, nn.LayerNorm | nn.RMSNorm) else 1
 
 
 class _Remember:

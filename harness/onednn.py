@@ -6,14 +6,17 @@ Only some operators know this layout, so it is for networks of which we know wha
 
 from __future__ import annotations
 
+import inspect
 import platform
 from contextlib import contextmanager
-from functools import partial
+from pathlib import Path
+from types import MethodType
 
 import torch
 from torch import nn
 
 from harness.norms import GroupNorm, RMSNorm, ScaleShift
+from harness.source import ours, source_digest
 from harness.speed import has_bf16, stand_ins
 
 OTHER_NORMS = (GroupNorm, nn.InstanceNorm2d, RMSNorm)  # for which activations are as usual
@@ -35,13 +38,18 @@ def here(args, threads: int) -> bool:
 
 
 def suits(model: nn.Module, network: type, block: type) -> bool:
-    """Whether `model` is a `network`, of `block`s and of layers that know the layout. A class that
-    inherits from these, and does something else, is another."""
+    """Whether `model` is a `network`, of `block`s and of layers that know the layout, as this
+    collection has them. A class that inherits from these, and does something else, is another."""
     known = {kind.forward for kind in (*LAYERS, *OTHER_NORMS, network, block)}
     layers = [layer for name, layer in model.named_modules() if "parametrizations" not in name]
     norms = [layer for layer in layers if isinstance(layer, nn.BatchNorm2d)]
     if any(norm.weight is None or norm.running_mean is None for norm in norms):
         return False  # oneDNN's BatchNorm has γ, β and running statistics
+    if any(getattr(layer, "padding_mode", "zeros") != "zeros" for layer in layers):
+        return False  # others than black are copied around an image before its convolution
+    written = Path(inspect.getfile(network))
+    if ours().get(written.name) != source_digest(written):
+        return False  # who edits a network may make it calculate what the layout does not know
     return type(model) is network and all(type(layer).forward in known for layer in layers)
 
 
@@ -50,26 +58,26 @@ def layout(model: nn.Module, dtype: torch.dtype):
     """Within it `model.features` calculates in oneDNN's layout and in `dtype`. Weights stay in
     fp32: oneDNN casts them. Frozen ones are laid out once as PyTorch would copy them for every
     convolution. Where hooks are to see activations, these are as usual."""
-    layers = list(model.modules())
     frozen = [parameter for parameter in model.parameters() if not parameter.requires_grad]
 
-    def forward(x: torch.Tensor) -> torch.Tensor:
-        if any(layer._forward_hooks or layer._forward_pre_hooks for layer in layers):
-            return type(model).forward(model, x)
+    def features(self, x: torch.Tensor) -> torch.Tensor:
+        if any(layer._forward_hooks or layer._forward_pre_hooks for layer in self.modules()):
+            return type(self).features(self, x)
         with torch.autocast("cpu", enabled=False):
             x = x.to(dtype, memory_format=torch.contiguous_format).to_mkldnn()
-            features = model.features(x).to_dense()
-        return model.head(features)
+            return type(self).features(self, x).to_dense()
 
-    changed = [layer for layer in layers if isinstance(layer, OTHER_NORMS)]
+    changed = [layer for layer in model.modules() if isinstance(layer, OTHER_NORMS)]
+    # methods, which a copy of the network has of itself
+    model.features = MethodType(features, model)
     for layer in changed:
-        layer.forward = partial(as_usual, layer)
-    model.forward = forward
+        layer.forward = MethodType(as_usual, layer)
     try:
         with stand_ins(frozen, torch.Tensor.contiguous):
             yield
     finally:
-        for layer in (model, *changed):
+        del model.features
+        for layer in changed:
             del layer.forward
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import re
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 
 import torch
@@ -157,7 +158,10 @@ def names_of(model: nn.Module, train: str) -> set[str]:
 
 
 def check_name(called: str) -> None:
-    """Raises UserError where a predicate is to be called by words that mean something else."""
+    """Raises UserError where a predicate is to be called by words that mean something else, or by
+    none."""
+    if not isinstance(called, str):
+        raise UserError(f"called={called!r:.60} is no name: give the predicate one, as text")
     given = {word.removeprefix("all-").partition(":")[0] for word in called.split("+")}
     if given <= {"all", "none", *ORDER}:
         raise UserError(f"called={called!r} is a word of --train: give the predicate another name")
@@ -183,6 +187,12 @@ def spelling(train: str) -> str:
     return "+".join(sorted(given, key=rank))
 
 
+def entries_of(model: nn.Module) -> str:
+    """The word random:K of a network that trains random entries; else empty."""
+    found = [f"random:{m.per_channel}" for m in model.modules() if isinstance(m, RandomEntries)]
+    return found[0] if found else ""
+
+
 def trained_as(model: nn.Module) -> str:
     """What is trainable, in words of --train where it is exactly what they mean (`bn+output`); else
     as `freeze` was told to call it (`beta of the first stage`); else `custom-` and a hash of the
@@ -201,8 +211,7 @@ def trained_as(model: nn.Module) -> str:
         return own  # of a predicate: "other" is no word
     if covered == now:
         if "random" in whole:
-            layer = next(m for m in model.modules() if isinstance(m, RandomEntries))
-            whole[whole.index("random")] = f"random:{layer.per_channel}"
+            whole[whole.index("random")] = entries_of(model)
         if {"gamma", "beta"} <= set(whole):
             only_batch = meanings["norm"] == meanings.get("bn")
             rest = [part for part in whole if part not in ("gamma", "beta")]
@@ -237,14 +246,34 @@ def check_recipe(model: nn.Module, optimizer, scheduler) -> None:
             raise UserError(f"{what}: freeze it, or give the optimizer all that freeze has left")
 
 
-def materialise(model: nn.Module, size: tuple[int, int, int]) -> None:
+def materialise(model: nn.Module, size: tuple[int, ...]) -> None:
     """Gives the lazy layers of a network (nn.LazyLinear, …) their shapes, by one pass over two
-    black images of `size`: height, width, channels."""
+    black images of `size`, height, width, channels, or two rows of a table of so many columns."""
     if any(nn.parameter.is_lazy(tensor) for tensor in [*model.parameters(), *model.buffers()]):
-        height, width, channels = size
+        *height_and_width, channels = size
         with torch.no_grad():  # in eval(): no statistics move
-            model.eval()(torch.zeros(2, channels, height, width))
+            model.eval()(torch.zeros(2, channels, *height_and_width))
         model.train()
+
+
+@contextmanager
+def explained(model: nn.Module, x: torch.Tensor):
+    """Within it what a forward pass of a batch `x` can fail by says what would be right, as a
+    UserError."""
+    try:
+        yield
+    except ValueError as error:
+        if not model.training or len(x) > 1 or "more than 1 value" not in str(error):
+            raise
+        need = "where an image has one pixel left that is two images"
+        instead = "give --batch-size 2 or more, and two training images"
+        told = f"BatchNorm needs two values of each channel, and {need}: {instead}"
+        raise UserError(told) from error
+    except RuntimeError as error:
+        if "view size is not compatible" not in str(error):
+            raise
+        what = "an image's channels come last in memory, so that view() cannot flatten it"
+        raise UserError(f"{what}: give x.flatten(1)") from error
 
 
 def as_logits(output) -> torch.Tensor:

@@ -13,8 +13,8 @@ from harness.config import Settings, as_plain
 from harness.dataset import Data
 from harness.errors import Damaged, UserError, taken_apart
 from harness.files import read_checkpoint, write_table
-from harness.parts import norms, origin, trained_as
-from harness.runs import ADDED, COLUMNS, OWN, Run, is_finite
+from harness.parts import entries_of, norms, origin, trained_as
+from harness.runs import ADDED, COLUMNS, OWN, Run, is_finite, of_other_data
 from harness.telling import open_board, show
 
 
@@ -39,8 +39,8 @@ class Recorder:
         used = []
 
         def restore(content):
-            if of_other_data(content, self.data):
-                raise Damaged("it comes from other data under the same name")
+            if is_other(content, self.data):
+                raise of_other_data(self.run.csv)
             checkpoints.restore(self.model, content, optimizer, scheduler)
             used.append(content)
 
@@ -80,6 +80,8 @@ class Recorder:
     def known(self) -> dict:
         """What a checkpoint says of the run, so that predict.py can build its network."""
         about = {"classes": self.data.classes, "size": self.data.size}
+        about |= {"script": self.args.process.script.name}
+        about |= {"entries": entries_of(self.model)}
         asked = as_plain(self.args) | origin(self.model).asked
         return what_data(self.data) | about | {"settings": asked}
 
@@ -88,8 +90,7 @@ class Recorder:
         RUN.prune.csv.gz, a row per threshold below which γ is set to zero."""
         if not self.affine:
             return
-        n = len(self.data.labels["test"])
-        active = inside.activity(self.model, self.affine, self.test, n)
+        active = inside.activity(self.model, self.affine, self.test)
         learned = inside.channels(self.affine, self.start, active)
         write_table(self.run.table("bn"), inside.CHANNELS, learned)
         pruned = inside.pruned([norm.weight for norm in self.affine.values()], self.test)
@@ -107,6 +108,8 @@ def as_trained(model: nn.Module, args: Settings, made, asked_for: set[str]) -> S
         if read is None:  # built by the script itself: what was asked for may have had a part in it
             read = {*args.given, *args.varied}
         truth |= dict.fromkeys({"depth", "width"} - read)
+        if not origin(model).asked:
+            origin(model).asked = {key: getattr(args, key) for key in ("arch", "depth", "width")}
     if made.optimizer:
         first = made.optimizer.param_groups[0]
         truth["optimizer"] = type(made.optimizer).__name__.lower()
@@ -159,15 +162,17 @@ def what_it_left(run: Run, model: nn.Module, data: Data) -> dict | bool:
         with taken_apart():
             content = read_checkpoint(run.checkpoint)
             run.compare(content["about"])
-            if of_other_data(content, data):
-                raise run.of_other_data()
+            if content["epoch"] != run.args.epochs:
+                raise Damaged(f"it is of epoch {content['epoch']}")  # of records in another folder
+            if is_other(content, data):
+                raise of_other_data(run.csv)
             checkpoints.restore(model, content)
             return content
     except Damaged:
         return False
 
 
-def of_other_data(content: dict, data: Data) -> bool:
+def is_other(content: dict, data: Data) -> bool:
     """Whether a checkpoint comes from other images: by the training images' number, mean and
     deviation and, where it has one, by the digest of all splits."""
     return any(content[key] != value for key, value in what_data(data).items() if key in content)

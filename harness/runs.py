@@ -25,7 +25,15 @@ from typing import NamedTuple
 from filelock import FileLock, Timeout
 
 from harness.config import Settings, default_of, flags, recorded
-from harness.errors import Damaged, Locked, UserError, cannot_write, in_one_line, printable
+from harness.errors import (
+    Damaged,
+    Locked,
+    OtherData,
+    UserError,
+    cannot_write,
+    in_one_line,
+    printable,
+)
 from harness.errors import taken_apart, warn
 from harness.files import read_checkpoint, replacing, write_checkpoint, write_table
 
@@ -179,6 +187,8 @@ def possible(column: str, row: dict[str, str]) -> bool:
     text = row[column]
     if column == "status":
         return text in ("ok", "diverged")
+    if column in ("depth", "width") and row.get("script"):
+        return True  # of a network of one's own it may be a list or a word
     if not text:
         return column not in REQUIRED
     try:
@@ -293,7 +303,7 @@ class Run:
         network or other data: it is not to be lost."""
         other = [key for key, value in self.about.items() if key in found and found[key] != value]
         if other == ["data"]:
-            raise self.of_other_data()
+            raise of_other_data(self.csv)
         if other and other[0] in (*COUNTS, *AFTER):
             was = f"{other[0]} {found[other[0]]} instead of {self.about[other[0]]}"
             instead = (
@@ -303,15 +313,13 @@ class Run:
         if other:
             raise Damaged(f"it is not this run's by its {other[0]}")
 
-    def of_other_data(self) -> UserError:
-        instead = "give these another name, or make the run again with --force"
-        return UserError(f"{self.csv} was made from other data under the same name: {instead}")
-
     def append(self, epoch: int, measured: dict[str, float], seconds: float) -> None:
         """Adds an epoch's row. Where a loss is not finite the run is diverged, as a whole: every
         row says so. An experiment's own settings are columns behind all others, and what it alone
         measures behind `seconds`."""
-        figures = dict.fromkeys(MEASURES, "") | {key: f"{measured[key]:.6g}" for key in measured}
+        figures = dict.fromkeys(MEASURES, "")
+        for key, value in measured.items():
+            figures[key] = str(int(value)) if isinstance(value, int) else f"{value:.6g}"
         known = {"epoch": epoch, "seconds": f"{seconds:.3f}", "status": "ok"}
         self.rows.append(self.about | figures | known | self.where)
         if not is_finite(measured):
@@ -352,6 +360,11 @@ class Run:
                 warn(f"the checkpoint {path} is not used: {error}")
         self.rows = []
         return 0
+
+
+def of_other_data(csv: Path) -> OtherData:
+    instead = "give these another name, or make the run again with --force"
+    return OtherData(f"{csv} was made from other data under the same name: {instead}")
 
 
 class Outcome(NamedTuple):
@@ -399,6 +412,10 @@ def run_grid(runs: list[Settings], run) -> tuple[int, list[Outcome]]:
         return 0, []
     there = {name_run(args).run: outcome_on_disk(args, name_run(args)) for args in runs}
     missing = [args for args in runs if args.force or not there[name_run(args).run]]
+    finished = [(args, there[name_run(args).run]) for args in runs if not args.force]
+    finished = [(args, outcome) for args, outcome in finished if outcome and not outcome.diverged]
+    if not runs[0].dry_run:
+        check_data(finished, run)
     planned = dry_runs(missing, run)
     for args, dry in planned:
         if dry.settings:  # of a network or data of one's own the name is known by now
@@ -424,6 +441,32 @@ def run_grid(runs: list[Settings], run) -> tuple[int, list[Outcome]]:
         print(f"{len(runs) - len(finished)} of {len(runs)} runs are not in what follows")
     # what two words of --train mean may be the same run
     return int(bool(failed)), list({outcome.csv: outcome for outcome in finished}.values())
+
+
+SEVERAL = ("imagefolder", "csv", "imagenet")  # data sets of which one name can mean several
+
+
+def check_data(finished: list[tuple[Settings, Outcome]], run) -> None:
+    """Raises OtherData where runs that are `finished` were made from other data than they would be
+    now. Only `fit` sees the data: the first run of each data set is started again, which ends at
+    once, and the records of the others must name the same."""
+    made_from: dict[tuple, str | None] = {}
+    for args, outcome in finished:
+        if args.dataset not in SEVERAL and not args.process.source:
+            continue
+        asked = [name for name, flag in flags(args).items() if flag.group in ("data", "experiment")]
+        data = tuple(str(getattr(args, name)) for name in asked)  # a script's own flags may say it
+        source = outcome.rows[-1].get("data")
+        if data not in made_from:
+            made_from[data] = source
+            try:
+                run(args.but(quiet=True))
+            except OtherData:
+                raise
+            except Exception:  # what keeps a run from starting is no reason not to show it
+                continue
+        if source != made_from[data]:
+            raise of_other_data(outcome.csv)
 
 
 def make(left: list[Settings], total: int, run, there: dict) -> list[str]:

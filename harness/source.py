@@ -40,7 +40,11 @@ def imported(script: Path) -> set[Path]:
     harness/ and report/."""
     found, left = set(), [script]
     while left:
-        new = files_of(names_imported(left.pop()), script.parent) - found
+        file, new = left.pop(), set()
+        for level, names in names_imported(file).items():
+            # a relative import is from the file's own folder on, any other from the script's
+            folder = file.parents[level - 1] if level else script.parent
+            new |= files_of(names, folder) - found
         found |= new
         left += new
     return found
@@ -59,9 +63,10 @@ def uncollected():
             gc.enable()
 
 
-def names_imported(file: Path) -> set[str]:
-    """Every module that an import in `file` may mean, wherever it stands."""
-    names = set()
+def names_imported(file: Path) -> dict[int, set[str]]:
+    """Every module that an import in `file` may mean, wherever it stands, by the number of dots
+    before it."""
+    names = {}
     try:
         with uncollected():
             tree = ast.parse(file.read_bytes())
@@ -69,9 +74,11 @@ def names_imported(file: Path) -> set[str]:
         return names
     for node in ast.walk(tree):
         if isinstance(node, ast.Import):
-            names |= {alias.name for alias in node.names}
-        elif isinstance(node, ast.ImportFrom) and node.module and not node.level:
-            names |= {node.module, *(f"{node.module}.{alias.name}" for alias in node.names)}
+            names.setdefault(0, set()).update(alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            start = [node.module] if node.module else []
+            members = [".".join([*start, alias.name]) for alias in node.names]
+            names.setdefault(node.level, set()).update(start + members)
     return names
 
 

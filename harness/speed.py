@@ -100,7 +100,7 @@ def processor() -> str:
 def stand_ins(parameters, change):
     """Within it the data of each of `parameters` are what `change` makes of them, and their `exact`
     what they were."""
-    parameters = list(parameters)
+    parameters = list(dict.fromkeys(parameters))  # two layers may share one
     for parameter in parameters:
         parameter.exact = parameter.data
         parameter.data = change(parameter.exact)

@@ -4,8 +4,10 @@ those that torchrun started, for one run or for a grid of them."""
 from __future__ import annotations
 
 import itertools
+import random
 import sys
 
+import numpy as np
 import torch
 
 from harness import processes, runs
@@ -33,7 +35,15 @@ def resolved(args: Settings) -> Settings:
 
 def check_names(settings: type[Settings]) -> None:
     """Raises UserError for a flag that is called as something else in the records or the
-    settings."""
+    settings, and for a default that is none: without its type, or in a class that is no
+    dataclass."""
+    for kind in settings.__mro__[: settings.__mro__.index(Settings)]:
+        typed = vars(kind).get("__annotations__", {})
+        for name in {*vars(kind), *typed} & set(SHARED):
+            if name not in typed:
+                raise UserError(f"the settings' {name} needs its type, as in width: int = 2")
+            if "__dataclass_fields__" not in vars(kind):
+                raise UserError("a class of settings needs @dataclass above it")
     for name in flags(settings):
         known = SHARED.get(name)
         taken = name in (*COLUMNS, *ADDED, "script") or hasattr(Settings, name)
@@ -82,7 +92,8 @@ def run_grid(wanted: list[Settings], run) -> tuple[int, list[Outcome]]:
     NothingToShow after a dry run, and where no run is finished."""
     for name, values in wanted[0].varied.items() if wanted else ():
         made = {getattr(args, name) for args in wanted}
-        if (name == "seed" or name not in SHARED) and len(made) < len({*values}):
+        asked = name == "seed" or name not in SHARED or name in wanted[0].given
+        if name != "train" and asked and len(made) < len({*values}):
             lists = f"give the list to common.grid(…, {name}=args.varied[{name!r}])"
             raise UserError(f"this script makes no runs for all of --{name}s: {lists}")
     code, outcomes = runs.run_grid(wanted, seeded(run))
@@ -91,11 +102,18 @@ def run_grid(wanted: list[Settings], run) -> tuple[int, list[Outcome]]:
     return code, outcomes
 
 
+def seed_everything(seed: int) -> None:
+    """Of the streams that Python, NumPy and PyTorch have by themselves."""
+    random.seed(seed)
+    np.random.seed(seed % 2**32)
+    torch.manual_seed(seed)
+
+
 def seeded(run):
-    """`run`; what a script draws from PyTorch's own stream is a function of the seed, too."""
+    """`run`; what a script draws from the libraries' own streams is a function of the seed, too."""
 
     def work(args: Settings) -> Outcome:
-        torch.manual_seed(args.seed)
+        seed_everything(args.seed)
         outcome = run(args)
         if not isinstance(outcome, Outcome):
             raise UserError("run(args) has to end with: return common.fit(…)")

@@ -128,7 +128,9 @@ def test_predict_refuses_what_it_cannot_use(capsys):
     content = harness_files.read_checkpoint(checkpoint)
     about = content["about"] | {"experiment": "../other"}
     settings = content["settings"] | {"depth": 15}
-    harness_files.write_checkpoint(Path("other.pt"), content | {"about": about})
+    harness_files.write_checkpoint(
+        Path("other.pt"), content | {"about": about, "script": "other.py"}
+    )
     harness_files.write_checkpoint(Path("deep.pt"), content | {"settings": settings})
     harness_files.write_checkpoint(Path("empty.pt"), {})
     Path("short.pt").write_bytes(checkpoint.read_bytes()[:-100])

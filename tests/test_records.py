@@ -41,7 +41,7 @@ def test_activity_is_the_share_of_activations_above_zero():
         middle = torch.relu(block.bn1(block.conv1(stem)))
         out = torch.relu(block.bn2(block.conv2(middle)) + stem)
         test = functools.partial(common.evaluate, model, data, "test", args)
-        active = inside.activity(model, common.norms(model), test, 359)
+        active = inside.activity(model, common.norms(model), test)
     for name, activation in (("bn", stem), ("stage1.0.bn1", middle), ("stage1.0.bn2", out)):
         assert torch.allclose(active[name], (activation > 0).float().mean((0, 2, 3)), atol=1e-5)
     assert set(active) == {name for name in common.norms(model) if "shortcut" not in name}
