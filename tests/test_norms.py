@@ -8,6 +8,7 @@ from tests.helpers import GRID, SMALL, arguments, rows, the_csv
 import pytest
 import torch
 import torch.nn.functional as F
+from torch import nn
 
 import common
 from harness.config import Process, parse
@@ -248,6 +249,20 @@ def test_transformers_and_mlps_train_what_they_say(words, precision):
         {"output": 1290, "norm+output": 1290 + 6 * 128, "input+position": 640 + 2048},
         {"bias": 42, "norm": 64, "bn": 64},
     )
+
+
+def test_instance_norm_is_a_group_for_each_channel():
+    """PyTorch's own, in values and in gradients, whose place it takes in `KINDS`."""
+    x = torch.randn(3, 8, 5, 5)
+    found = []
+    for norm in (nn.InstanceNorm2d(8, affine=True), exp_norms.KINDS["in"](8)):
+        with torch.no_grad():
+            norm.weight.copy_(torch.linspace(-1, 1, 8))
+        image = x.clone().requires_grad_()
+        norm(image).square().sum().backward()
+        found.append((norm(image).detach(), norm.weight.grad, image.grad))
+    for ours, pytorchs in zip(*found, strict=True):
+        assert torch.allclose(ours, pytorchs, atol=1e-5)
 
 
 def test_the_share_of_dead_features_is_measured_after_every_epoch(capsys):
