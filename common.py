@@ -40,7 +40,7 @@ from harness.parts import trainable
 from harness.processes import first_goes_first, share
 from harness.progress import progress_bar, tell
 from harness.recording import Recorder, as_trained, finished_before, own_measures
-from harness.runs import Outcome, Run, commit, dataset_name, is_finite, name_run, out_of_time
+from harness.runs import Outcome, Plan, Run, commit, dataset_name, is_finite, name_run, out_of_time
 from harness.speed import device_name, exact_weights, frozen_in
 from harness.telling import summarise, warn_of_unused
 from harness.zoo import DEPTHS, imagenet_resnet, vgg
@@ -528,8 +528,8 @@ def fit(model: nn.Module, data: Data, args: Settings, recipe=recipe, also=None) 
             step = partial(train_step, optimizer=made.optimizer, args=args)
             with processes.alone(), arithmetic(model, args, data.size):
                 seconds = plan(model, data, args, name.run, step, evaluate)
-        planned = Outcome(Path(), [], args.epochs, seconds=seconds, settings=args, data=data.name)
-        return processes.from_first(planned)
+        planned = Plan(seconds, args, data.name)
+        return processes.from_first(Outcome(Path(), [], args.epochs, plan=planned))
     trained, total = count_parameters(model)
     size = "x".join(map(str, data.size[:2]))
     about = {"params_total": total, "params_trained": trained}

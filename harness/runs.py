@@ -367,18 +367,24 @@ def of_other_data(csv: Path) -> OtherData:
     return OtherData(f"{csv} was made from other data under the same name: {instead}")
 
 
+class Plan(NamedTuple):
+    """What a dry run finds out of a run: how long it would take, the settings that are true of it,
+    and the name of its data."""
+
+    seconds: float
+    settings: Settings
+    data: str
+
+
 class Outcome(NamedTuple):
     """What `fit` returns: where the run's records are, its rows as they stand there, and whether it
-    is complete. Of a dry run, how long it would take, the settings that are true of it, and the
-    name of its data."""
+    is complete; of a dry run, which has none, its plan."""
 
     csv: Path
     rows: list[dict]
     epochs: int
     again: bool = False  # it was finished before
-    seconds: float = 0.0
-    settings: Settings | None = None
-    data: str | None = None
+    plan: Plan | None = None
 
     @property
     def finished(self) -> bool:
@@ -417,15 +423,16 @@ def run_grid(runs: list[Settings], run) -> tuple[int, list[Outcome]]:
     if not runs[0].dry_run:
         check_data(finished, run)
     planned = dry_runs(missing, run)
-    for args, dry in planned:
-        if dry.settings:  # of a network or data of one's own the name is known by now
-            name = name_run(dry.settings.but(seed=args.seed), dry.data)
+    for args, plan in planned:
+        if plan:  # of a network or data of one's own the name is known by now
+            name = name_run(plan.settings.but(seed=args.seed), plan.data)
             there[name_run(args).run] = outcome_on_disk(args, name)
-    planned = [(a, dry) for a, dry in planned if a.force or not there[name_run(a).run]]
+    planned = [(a, plan) for a, plan in planned if a.force or not there[name_run(a).run]]
     left = [args for args, _ in planned]
     line = f"{counted(len(runs), 'run')}: {len(runs) - len(left)} finished, {len(left)} to make"
     if left:
-        line += f", in about {duration(sum(dry.seconds for _, dry in planned))}"
+        seconds = sum(plan.seconds for _, plan in planned if plan)
+        line += f", in about {duration(seconds)}"
     print(line)
     if left and left[0].dry_run:
         for args in left:
@@ -524,9 +531,9 @@ def out_of_time(args: Settings) -> bool:
     return time.monotonic() - args.process.began >= 60 * args.time_limit
 
 
-def dry_runs(runs: list[Settings], run) -> list[tuple[Settings, Outcome]]:
-    """Each of `runs` with the outcome of a dry run of its setting, which is one for all seeds; of
-    one that fails it says nothing: it is named when its turn comes."""
+def dry_runs(runs: list[Settings], run) -> list[tuple[Settings, Plan | None]]:
+    """Each of `runs` with the plan that a dry run makes of its setting, one for all seeds; of one
+    that fails there is none: it is named when its turn comes."""
     known, planned = {}, []
     for args in runs:
         sample = args.but(seed=0, dry_run=True)
@@ -534,13 +541,13 @@ def dry_runs(runs: list[Settings], run) -> list[tuple[Settings, Outcome]]:
         if name not in known:
             try:
                 with redirect_stdout(io.StringIO()):
-                    known[name] = run(sample)
+                    known[name] = run(sample).plan
             except UserError:
                 raise
             except Exception as error:
                 if in_one_line(error) is None:
                     raise
-                known[name] = Outcome(Path(), [], args.epochs)
+                known[name] = None
         planned.append((args, known[name]))
     return planned
 
