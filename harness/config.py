@@ -172,20 +172,16 @@ class Process:
     script: Path = Path("notebook")
     began: float = dataclasses.field(default_factory=time.monotonic)
     called: str = ""  # the experiment's name, where it is not the script's
+    source: str = dataclasses.field(init=False, default="")  # of an edited script, as `source_of`
 
     def __post_init__(self):
-        if self.script.is_file():
-            source_of(self.script)  # now: the script may be edited while it runs
+        if self.script.is_file():  # now: it may be edited, or go, while it runs
+            object.__setattr__(self, "source", source_of(self.script))
 
     @property
     def experiment(self) -> str:
         """The script's name without exp_: that of its folder in results/."""
         return self.called or self.script.stem.removeprefix("exp_")
-
-    @property
-    def source(self) -> str:
-        """What tells an edited script, as `source_of` says; empty where there is none."""
-        return source_of(self.script) if self.script.is_file() else ""
 
 
 # ----------------------------------------------------------------------------------------- settings
