@@ -15,7 +15,7 @@ import harness  # noqa: F401, before torch, which reads what it sets
 import math
 import time
 from collections.abc import Callable
-from contextlib import closing, nullcontext
+from contextlib import closing, contextmanager, nullcontext
 from functools import cached_property, partial
 from pathlib import Path
 from typing import NamedTuple
@@ -33,21 +33,23 @@ from harness.dataset import on_device, resize, split_batches
 from harness.entries import put_random_entries
 from harness.errors import UserError
 from harness.estimate import plan
-from harness.norms import ends_without_gradient
-from harness.parts import LAYERS, Origin, as_logits, check_name, check_recipe, count_parameters
+from harness.norms import crashes_without_input_gradient
+from harness.parts import LAYERS, Origin, as_logits, check_name, check_recipe, cross_entropy
 from harness.parts import explained, inner_layers, materialise, names_of, norms, origin, owned
 from harness.parts import trainable
 from harness.processes import first_goes_first, share
 from harness.progress import progress_bar, tell
-from harness.recording import Recorder, as_trained, finished_before, own_measures
-from harness.runs import Outcome, Plan, Run, commit, dataset_name, is_finite, name_run, out_of_time
-from harness.speed import device_name, exact_weights, frozen_in
+from harness.recording import Recorder, as_trained, finished_before, machine_columns
+from harness.recording import network_columns, own_measures
+from harness.runs import Outcome, Plan, Run, dataset_name, is_finite, name_run, out_of_time
+from harness.speed import exact_weights, frozen_in
 from harness.telling import summarise, warn_of_unused
 from harness.zoo import DEPTHS, imagenet_resnet, vgg
 
 # Not used here, but by experiments: their flags, their start, a grid's runs.
 from harness.config import ALWAYS, AUGMENTED, changed, command, flag, number  # noqa: F401
 from harness.errors import RunError  # noqa: F401
+from harness.parts import count_parameters  # noqa: F401
 from harness.runs import counted, mean_and_deviation, shape_label  # noqa: F401
 from harness.runs import table_of, tables_of  # noqa: F401
 from harness.starting import grid, main, main_of, resolved, run_grid, seed_everything  # noqa: F401
@@ -86,21 +88,26 @@ class Images(Data):
         """Batches of images, float (B, C, H, W), and labels, int64 (B,): every training image once,
         in the order and with the augmentation of (seed, epoch). Of several processes each has its
         share of a batch."""
-        labels, (height, width, _) = self.labels["train"], self.size
-        n, device, draw = len(labels), labels.device, generator(seed, "order", epoch)
-        order = torch.randperm(n, generator=draw)
-        shift = torch.full((2, n), PAD)
+        labels = self.labels["train"]
+        height, width, _ = self.size
+        n, device = len(labels), labels.device
+        draw = generator(seed, "order", epoch)
+        order = torch.randperm(n, generator=draw).to(device)
+        # where in its padded image each crop begins: at (PAD, PAD) it is the image itself
+        top = left = torch.full((n,), PAD)
         if "crop" in augment:
-            shift = torch.randint(2 * PAD + 1, (2, n), generator=draw)
-        mirror = torch.rand(n, generator=draw) < (0.5 if "flip" in augment else 0)
-        straight = torch.arange(width)
-        columns = shift[1, :, None] + torch.where(mirror[:, None], straight.flip(0), straight)
-        rows = shift[0, :, None] + torch.arange(height)
+            top, left = torch.randint(2 * PAD + 1, (2, n), generator=draw)
+        mirrored = torch.rand(n, generator=draw) < (0.5 if "flip" in augment else 0)
+        # the pixels that it takes: rows (n, height) and columns (n, width), mirrored ones backwards
+        across = torch.arange(width)
+        rows = top[:, None] + torch.arange(height)
+        columns = left[:, None] + torch.where(mirrored[:, None], across.flip(0), across)
+        rows, columns = rows.to(device), columns.to(device)
         if "brightness" in augment:
             brightness = torch.empty(n, 1, 1, 1).uniform_(0.8, 1.2, generator=draw).to(device)
-        order, rows, columns = order.to(device), rows.to(device), columns.to(device)
-        for i in map(share, split_batches(order, batch_size)):
-            images = self.padded[i[:, None, None], rows[i, :, None], columns[i, None, :]]
+        for i in map(share, split_batches(order, batch_size)):  # numbers of images, (B,)
+            # (B, 1, 1), (B, height, 1) and (B, 1, width) index to (B, height, width, C)
+            images = self.padded[i[:, None, None], rows[i][:, :, None], columns[i][:, None, :]]
             if "brightness" in augment:
                 images = (images * brightness[i]).clamp_(max=255)
             yield self.normalise(images), labels[i]
@@ -249,20 +256,21 @@ def build_model(args: Settings, data: Data, build=network) -> nn.Module:
     speed.prepare(args.device, data.size)  # threads: factorisations round differently on several
     with torch.random.fork_rng(devices=[]):
         seed_everything(stream_seed(args.seed, "weights"))
-        asked = args if build is network else Noting(args)
-        model = build(asked, data.size, len(data.classes))
+        noted = Noting(args)
+        model = build(noted, data.size, len(data.classes))
         if not isinstance(model, nn.Module):
             raise UserError(f"the network is a {type(model).__name__}: build returns an nn.Module")
         materialise(model, data.size)
     initialise(model, args.seed, args.gamma_init, args.beta_init, args.weight_init)
-    known = Origin(args.seed)
-    if build is not network and args.arch in DEPTHS:  # --arch names another network than this
-        given = {"arch": args.arch, "depth": args.depth, "width": args.width}
+    if build is network or args.arch not in DEPTHS:  # of --arch, if of a script's own: mlp, vit
+        model._origin = Origin(args.seed)
+    else:
         name = getattr(build, "__name__", type(model).__name__)
-        known = Origin(args.seed, name, read=frozenset(asked.read), asked=given)
-    model._origin = known
-    flat = all(parameter.dim() < 5 for parameter in model.parameters())
-    layout = torch.channels_last if flat else torch.preserve_format
+        flags = {"arch": args.arch, "depth": args.depth, "width": args.width}
+        model._origin = Origin(args.seed, name, frozenset(noted.read), flags)
+    # channels_last is of four dimensions, and a 3D convolution's weight has five
+    has_3d = any(parameter.dim() > 4 for parameter in model.parameters())
+    layout = torch.preserve_format if has_3d else torch.channels_last
     return model.to(args.device, memory_format=layout)
 
 
@@ -342,7 +350,7 @@ def freeze(model: nn.Module, train, called: str = "") -> None:
         if word.startswith("random:"):  # two entries a channel are as many as BatchNorm has
             draw = generator(known.seed, "random_params")
             put_random_entries(inner_layers(model), word.removeprefix("random:"), draw)
-    known.frozen_for, known.called = trainable(model), called  # for the records
+    known.left_trainable, known.called = trainable(model), called  # for the records
 
 
 # ----------------------------------------------------------------------------------- training loop
@@ -403,59 +411,61 @@ def rate(args: Settings) -> Callable[[int], float]:
     }[args.schedule]
 
 
-def warm_up(optimizer, rates: list[float], args, epoch: int, step: int, steps: int) -> None:
-    """Sets the learning rate of the next of an epoch's `steps`: over the first --warmup-epochs it
-    rises from 0, step by step, to the `rates` of the schedule (as in open_lth)."""
-    done = ((epoch - 1) * steps + step) / (args.warmup_epochs * steps)
-    for group, full in zip(optimizer.param_groups, rates, strict=True):
-        group["lr"] = full * min(1, done)
+@contextmanager
+def warm_up(optimizer, args: Settings, epoch: int, steps: int):
+    """Gives a function that sets the learning rate of step 0, 1, … of an epoch of `steps`: over the
+    first --warmup-epochs it rises from 0, step by step, to the schedule's (as in open_lth), which
+    stands there again afterwards."""
+    if optimizer is None or epoch > args.warmup_epochs:
+        yield lambda step: None
+        return
+    scheduled = [float(group["lr"]) for group in optimizer.param_groups]
+
+    def set_rates(fraction: float) -> None:
+        # of the groups as they are now: capturing a CUDA graph replaces what they hold
+        for group, rate in zip(optimizer.param_groups, scheduled, strict=True):
+            group["lr"] = fraction * rate
+
+    before, all_steps = (epoch - 1) * steps, args.warmup_epochs * steps
+    yield lambda step: set_rates(min(1, (before + step) / all_steps))
+    set_rates(1)
 
 
 def train_epoch(model, data, optimizer, args, epoch: int, sizes: list[int], progress, step):
-    """One pass over the training set in batches of `sizes`. The metrics are of the batches as they
-    are trained on, and stay on the device until the end."""
+    """One pass over the training set. Returns the loss, and accuracies in percent, of the batches
+    as they were trained on; they stay on the device until the end.
+
+    sizes: of each whole batch, of which a process has its share; fewer of them cut the epoch short,
+    for bench.py. step: `train_step`, or what speed.training_step makes of it."""
     model.train()
     if optimizer:
         optimizer.zero_grad()  # of what a script has measured between two epochs
     totals = torch.zeros(3, device=args.device)
-    warming = optimizer is not None and epoch <= args.warmup_epochs
-    rates = [float(group["lr"]) for group in optimizer.param_groups] if warming else []
     batches = data.training_batches(args.seed, epoch, args.batch_size, args.augment)
-    for i, (size, (x, y)) in enumerate(zip(sizes, batches)):  # noqa: B905, bench.py makes fewer
-        if warming:
-            warm_up(optimizer, rates, args, epoch, i, len(sizes))
-        weight = processes.processes() * len(y) / size  # 1, but for shares that differ by an image
-        totals += step(model, x, y, optimizer, args, weight)
-        progress.update()
-    if warming:
-        for group, full in zip(optimizer.param_groups, rates, strict=True):
-            group["lr"] = full  # as the scheduler left it
+    with warm_up(optimizer, args, epoch, len(sizes)) as set_rates:
+        for i, (size, (x, y)) in enumerate(zip(sizes, batches)):  # noqa: B905, sizes may be fewer
+            set_rates(i)
+            # of several processes, whose shares of a batch may differ by an image: else 1
+            loss_scale = processes.processes() * len(y) / size
+            totals += step(model, x, y, optimizer, args, loss_scale)
+            progress.update()
     return means(processes.total(totals), len(data.labels["train"]))
 
 
-def train_step(model, x, y, optimizer, args, weight: float = 1) -> torch.Tensor:
-    """Forward, backward, step; without an optimizer the forward pass alone, which moves BatchNorm's
-    statistics. Returns `tally`.
+def train_step(model, x, y, optimizer, args, loss_scale: float = 1) -> torch.Tensor:
+    """Forward, backward, step, on images x, float (B, C, H, W), and labels y, int64 (B,); without
+    an optimizer the forward pass alone, which moves BatchNorm's statistics. Returns `tally`.
 
-    weight: of this process's mean loss in the mean over processes, whose shares of a batch may
-    differ by a sample."""
+    loss_scale: of this process's mean loss, so that its mean over processes is the batch's."""
+    x.requires_grad_(crashes_without_input_gradient(model))
     with torch.set_grad_enabled(optimizer is not None):
-        logits = forward(model, x.requires_grad_(ends_without_gradient(model)), args)
-        loss = loss_of(logits, y)
+        logits = forward(model, x, args)
+        loss = cross_entropy(logits, y)
     if optimizer:
-        (loss * weight).backward()
+        (loss * loss_scale).backward()
         optimizer.step()
         optimizer.zero_grad()
     return tally(logits.detach(), loss.detach(), y)
-
-
-def loss_of(logits: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
-    try:
-        return F.cross_entropy(logits, y)
-    except IndexError:
-        outputs = f"the network makes {logits.shape[1]} numbers of an image"
-        told = f"{outputs}, and there are more classes: it has to make one for each"
-        raise UserError(told) from None
 
 
 def forward(model: nn.Module, x: torch.Tensor, args: Settings) -> torch.Tensor:
@@ -485,7 +495,7 @@ def evaluate(model: nn.Module, data: Data, split: str, args: Settings) -> dict[s
         for x, y in data.batches(split):
             if len(y):  # of few images not every process has one
                 logits = forward(model, x, args)
-                totals += tally(logits, loss_of(logits, y), y)
+                totals += tally(logits, cross_entropy(logits, y), y)
     return means(processes.total(totals), len(data.labels[split]))
 
 
@@ -514,13 +524,13 @@ def fit(model: nn.Module, data: Data, args: Settings, recipe=recipe, also=None) 
     every epoch, each a column of the records. Raises UserError for a name that is a column's, for
     what is no number, and for a recipe that leaves out what is trainable."""
     speed.prepare(args.device, data.size)
-    used = Noting(args)
-    made = recipe(model, used) if trainable(model) else Recipe()
+    noted = Noting(args)
+    made = recipe(model, noted) if trainable(model) else Recipe()
     if not isinstance(made, Recipe):
         what = type(made).__name__
         raise UserError(f"a recipe returns common.Recipe or common.scheduled(…), not a {what}")
     check_recipe(model, made.optimizer, made.scheduler)
-    asked, args = args, as_trained(model, args, made, used.read)
+    asked, args = args, as_trained(model, args, made, noted.read)
     name = name_run(args, data.name)
     if args.dry_run:
         seconds = 0.0
@@ -530,15 +540,9 @@ def fit(model: nn.Module, data: Data, args: Settings, recipe=recipe, also=None) 
                 seconds = plan(model, data, args, name.run, step, evaluate)
         planned = Plan(seconds, args, data.name)
         return processes.from_first(Outcome(Path(), [], args.epochs, plan=planned))
-    trained, total = count_parameters(model)
-    size = "x".join(map(str, data.size[:2]))
-    about = {"params_total": total, "params_trained": trained}
-    about |= {"image_size": size, "classes": len(data.classes)}
-    about |= {"data": data.source} if data.source else {}
-    where = {"device": device_name(args.device), "threads": torch.get_num_threads()}
-    where |= {"torch": torch.__version__, "commit": commit()}
+    about, where = network_columns(model, data), machine_columns(args)
     if processes.first():
-        warn_of_unused(asked, model, args.train, used.read if made.optimizer else None)
+        warn_of_unused(asked, model, args.train, noted.read if made.optimizer else None)
     with Run(args, name, about, where) if processes.first() else nullcontext() as run:
         again = finished_before(run, model, data)
         if not again:

@@ -102,7 +102,7 @@ INSTANCENORM = nn.modules.instancenorm._InstanceNorm
 NORMS = (BATCHNORM, INSTANCENORM, nn.GroupNorm, nn.LayerNorm, nn.RMSNorm, ScaleShift)
 
 
-def ends_without_gradient(model: nn.Module) -> bool:
+def crashes_without_input_gradient(model: nn.Module) -> bool:
     """Whether the backward pass ends the process unless the images need a gradient, too: before
     PyTorch 2.15 GroupNorm's on a CPU does (2.11 and 2.13, tried), where x is channels_last and
     nothing before it is trained."""

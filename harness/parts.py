@@ -8,6 +8,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 
 import torch
+import torch.nn.functional as F
 from torch import nn
 from torch.optim.lr_scheduler import LRScheduler, ReduceLROnPlateau
 
@@ -33,9 +34,9 @@ class Origin:
     seed: int
     name: str = ""  # of a network of one's own; empty for those of --arch
     read: frozenset[str] | None = None  # the settings that a network of one's own was made of
-    asked: dict = field(default_factory=dict)  # --arch and its like, where `name` is recorded
-    frozen_for: frozenset[str] = frozenset()  # the names of what `freeze` left trainable
-    called: str = ""  # what that is called
+    flags: dict = field(default_factory=dict)  # --arch, --depth, --width, where `name` is recorded
+    left_trainable: frozenset[str] = frozenset()  # by `freeze`, names of parameters
+    called: str = ""  # what these are called
 
 
 def origin(model: nn.Module) -> Origin:
@@ -206,7 +207,7 @@ def trained_as(model: nn.Module) -> str:
         if now >= set(parameters):
             whole.append(part)
             covered |= set(parameters)
-    own = known.called if now == known.frozen_for else ""
+    own = known.called if now == known.left_trainable else ""
     if "other" in whole and own and not set(own.split("+")) <= set(meanings):
         return own  # of a predicate: "other" is no word
     if covered == now:
@@ -274,6 +275,16 @@ def explained(model: nn.Module, x: torch.Tensor):
             raise
         what = "an image's channels come last in memory, so that view() cannot flatten it"
         raise UserError(f"{what}: give x.flatten(1)") from error
+
+
+def cross_entropy(logits: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
+    """The mean over a batch: logits float (B, classes), y int64 (B,)."""
+    try:
+        return F.cross_entropy(logits, y)
+    except IndexError:
+        outputs = f"the network makes {logits.shape[1]} numbers of an image"
+        told = f"{outputs}, and there are more classes: it has to make one for each"
+        raise UserError(told) from None
 
 
 def as_logits(output) -> torch.Tensor:

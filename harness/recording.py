@@ -5,7 +5,9 @@ writes."""
 from __future__ import annotations
 
 import dataclasses
+from typing import NamedTuple
 
+import torch
 from torch import nn
 
 from harness import checkpoints, inside, processes
@@ -13,8 +15,9 @@ from harness.config import Settings, as_plain
 from harness.dataset import Data
 from harness.errors import Damaged, UserError, taken_apart
 from harness.files import read_checkpoint, write_table
-from harness.parts import entries_of, norms, origin, trained_as
-from harness.runs import ADDED, COLUMNS, OWN, Run, is_finite, of_other_data
+from harness.parts import count_parameters, entries_of, norms, origin, trained_as
+from harness.runs import ADDED, COLUMNS, OWN, Run, commit, is_finite, of_other_data
+from harness.speed import device_name
 from harness.telling import open_board, show
 
 
@@ -82,7 +85,7 @@ class Recorder:
         about = {"classes": self.data.classes, "size": self.data.size}
         about |= {"script": self.args.process.script.name}
         about |= {"entries": entries_of(self.model)}
-        asked = as_plain(self.args) | origin(self.model).asked
+        asked = as_plain(self.args) | origin(self.model).flags
         return what_data(self.data) | about | {"settings": asked}
 
     def write_learned(self) -> None:
@@ -97,31 +100,57 @@ class Recorder:
         write_table(self.run.table("prune"), inside.PRUNING, pruned)
 
 
-def as_trained(model: nn.Module, args: Settings, made, asked_for: set[str]) -> Settings:
-    """The settings as they are true of what is about to be trained, whatever was asked for.
+def network_columns(model: nn.Module, data: Data) -> dict:
+    """Columns that tell a run from others, beside its settings."""
+    trained, total = count_parameters(model)
+    columns = {"params_total": total, "params_trained": trained}
+    columns |= {"image_size": "x".join(map(str, data.size[:2])), "classes": len(data.classes)}
+    return columns | ({"data": data.source} if data.source else {})
 
-    asked_for: those that the recipe has read. They are as given, whatever it makes of them in one
-    group of parameters or the other; of the others the optimizer says what it has."""
+
+def machine_columns(args: Settings) -> dict:
+    """Columns that may change from one start of a run to the next."""
+    columns = {"device": device_name(args.device), "threads": torch.get_num_threads()}
+    return columns | {"torch": torch.__version__, "commit": commit()}
+
+
+def as_trained(model: nn.Module, args: Settings, made, read_by_recipe: set[str]) -> Settings:
+    """The settings as they are true of what is about to be trained, whatever was asked for: by
+    these it is named and recorded."""
     truth = {"train": trained_as(model), "processes": processes.processes()}
-    if origin(model).name:
-        truth["arch"], read = origin(model).name, origin(model).read
-        if read is None:  # built by the script itself: what was asked for may have had a part in it
-            read = {*args.given, *args.varied}
-        truth |= dict.fromkeys({"depth", "width"} - read)
-        if not origin(model).asked:
-            origin(model).asked = {key: getattr(args, key) for key in ("arch", "depth", "width")}
+    truth |= true_network(model, args)
     if made.optimizer:
-        first = made.optimizer.param_groups[0]
-        truth["optimizer"] = type(made.optimizer).__name__.lower()
-        own = type(made.scheduler).__name__ if made.scheduler else "constant"
-        truth["schedule"] = made.schedule or own
-        known = {"lr": first.get("initial_lr", first["lr"])}
-        known |= {key: first[key] for key in ("momentum", "weight_decay") if key in first}
-        known = {key: float(value) for key, value in known.items()}
-        if "momentum" not in first and truth["optimizer"] != args.optimizer:
-            known["momentum"] = None  # an optimizer of one's own, which has none
-        truth |= {key: value for key, value in known.items() if key not in asked_for}
+        truth |= true_recipe(args, made, read_by_recipe)
     return args.but(**truth)
+
+
+def true_network(model: nn.Module, args: Settings) -> dict:
+    """The name of a network of one's own as `arch`, and no depth and width where it was made
+    without them; nothing of a network of --arch."""
+    known = origin(model)
+    if not known.name:
+        return {}
+    read = known.read
+    if read is None:  # built by the script itself: what was asked for may have had a part in it
+        read = {*args.given, *args.varied}
+        known.flags = {key: getattr(args, key) for key in ("arch", "depth", "width")}
+    return {"arch": known.name} | dict.fromkeys({"depth", "width"} - read)
+
+
+def true_recipe(args: Settings, made, read: set[str]) -> dict:
+    """What an optimizer's first group and its schedule are. Settings that the recipe has `read`
+    stay as given, whatever it makes of them in one group of parameters or the other."""
+    group = made.optimizer.param_groups[0]
+    optimizer = type(made.optimizer).__name__.lower()
+    own_schedule = type(made.scheduler).__name__ if made.scheduler else "constant"
+    found = {"lr": float(group.get("initial_lr", group["lr"]))}
+    for key in ("momentum", "weight_decay"):
+        if key in group:
+            found[key] = float(group[key])
+    if "momentum" not in group and optimizer != args.optimizer:
+        found["momentum"] = None  # an optimizer of one's own, which has none
+    unread = {key: value for key, value in found.items() if key not in read}
+    return {"optimizer": optimizer, "schedule": made.schedule or own_schedule} | unread
 
 
 def own_measures(found: dict, args: Settings) -> dict[str, float]:
@@ -144,20 +173,27 @@ def has_shift(norm: nn.Module) -> bool:
     return getattr(norm, "bias", None) is not None
 
 
+class Left(NamedTuple):
+    """What a run has left: whether it is finished, and its checkpoint, which a diverged one has
+    not."""
+
+    finished: bool
+    checkpoint: dict | None = None
+
+
 def finished_before(run: Run | None, model: nn.Module, data: Data) -> bool:
     """Whether the run is finished, its checkpoint whole and its own; the network then is what the
-    run left. If not, `resume` says why. Raises UserError where it was made from other data."""
-    found = processes.from_first(run and what_it_left(run, model, data))
-    if isinstance(found, dict) and not run:
-        checkpoints.restore(model, found)
-    return bool(found)
+    run left. If not, `resume` says why. Raises OtherData where it was made from other data."""
+    left = processes.from_first(run and what_it_left(run, model, data))
+    if left.checkpoint and not run:  # the first process has it in its network by now
+        checkpoints.restore(model, left.checkpoint)
+    return left.finished
 
 
-def what_it_left(run: Run, model: nn.Module, data: Data) -> dict | bool:
-    """The checkpoint of a run that is finished, put into the network; True of one that has
-    diverged, which has none."""
+def what_it_left(run: Run, model: nn.Module, data: Data) -> Left:
+    """What the run has left; a checkpoint is put into the network."""
     if not run.finished or run.diverged:
-        return run.finished
+        return Left(run.finished)
     try:
         with taken_apart():
             content = read_checkpoint(run.checkpoint)
@@ -167,9 +203,9 @@ def what_it_left(run: Run, model: nn.Module, data: Data) -> dict | bool:
             if is_other(content, data):
                 raise of_other_data(run.csv)
             checkpoints.restore(model, content)
-            return content
+            return Left(True, content)
     except Damaged:
-        return False
+        return Left(False)
 
 
 def is_other(content: dict, data: Data) -> bool:

@@ -189,19 +189,19 @@ class GraphedStep:
         self.step, self.batch_size = step, batch_size
         self.steps, self.graph = 0, None
 
-    def __call__(self, model, x, y, optimizer, args, weight: float = 1) -> torch.Tensor:
+    def __call__(self, model, x, y, optimizer, args, loss_scale: float = 1) -> torch.Tensor:
         self.steps += 1
         if self.steps <= self.STARTING or len(y) != self.batch_size:
-            return self.step(model, x, y, optimizer, args, weight)
+            return self.step(model, x, y, optimizer, args, loss_scale)
         if self.graph is None:
-            self.capture(model, x, y, optimizer, args, weight)
+            self.capture(model, x, y, optimizer, args, loss_scale)
         self.put_rates(optimizer)
         self.x.copy_(x)
         self.y.copy_(y)
         self.graph.replay()
         return self.tally
 
-    def capture(self, model, x, y, optimizer, args, weight: float) -> None:
+    def capture(self, model, x, y, optimizer, args, loss_scale: float) -> None:
         groups = optimizer.param_groups if optimizer else []
         self.rates = [torch.tensor(float(group["lr"]), device=x.device) for group in groups]
         self.x, self.y, self.graph = x.clone(), y.clone(), torch.cuda.CUDAGraph()
@@ -209,7 +209,7 @@ class GraphedStep:
         stream = torch.cuda.current_stream()
         # thread_local: a data loader's thread that pins memory is no part of it
         with torch.cuda.graph(self.graph, stream=stream, capture_error_mode="thread_local"):
-            self.tally = self.step(model, self.x, self.y, optimizer, args, weight)
+            self.tally = self.step(model, self.x, self.y, optimizer, args, loss_scale)
 
     def put_rates(self, optimizer) -> None:
         """Whatever rate has been put in the place of a tensor goes into the tensor."""

@@ -14,9 +14,11 @@ from report.features import change_by_pruning, distance, share_of_dead, share_of
 from report.registry import table
 from report.runs import FULL, USUAL
 from report.stats import (
-    Hypothesis,
+    Above,
     Difference,
+    Hypothesis,
     Verdict,
+    Within,
     by_seed,
     differences,
     judge,
@@ -91,16 +93,16 @@ SOURCES = {
 }
 AT_THE_END = ("4", "4b", "5", "13", "13b")  # claims about what training ends at
 SEEDS = {"6": 10, "8": 10}  # asked for, since five had left them open here; five for the others
-ABOVE, ABOVE_ONE_SIDED = Hypothesis(), Hypothesis(level=0.05)
-NEGLIGIBLE, AS_GOOD, CLOSE = Hypothesis(0.5), Hypothesis(2), Hypothesis(5)  # points
+ABOVE, ABOVE_ONE_SIDED = Above(), Above(level=0.05)
+NEGLIGIBLE, AS_GOOD, CLOSE = Within(0.5), Within(2), Within(5)  # points
 
 
 class Finding(NamedTuple):
     """What one recipe says about one case of a claim.
 
     in_full: whether the main paper's length alone can say it; remark: what stands behind the
-    verdict; title, epochs, usual: of the recipe, how long it is and how many of the settings that
-    its runs share are the main paper's."""
+    verdict; rates: the learning rates, where each method has its own. By `in_recipe`: the recipe's
+    title, how long it is, how many of the settings that its runs share are the main paper's."""
 
     claim: str
     case: str
@@ -108,28 +110,33 @@ class Finding(NamedTuple):
     hypothesis: Hypothesis = ABOVE
     in_full: bool = False
     remark: str = ""
-    title: str = ""
+    rates: str = ""
+    recipe: str = ""
     epochs: int = 0
     usual: int = 0
 
-    def of(self, title: str, sweep: pd.DataFrame, *varied: str) -> Finding:
-        """The finding as that of the recipe of a sweep over the settings `varied`, to which it may
-        have added."""
-        title, run = ", ".join(filter(None, [title, self.title])), sweep.iloc[0]
-        shared = {column: value for column, value in USUAL.items() if column not in varied}
-        usual = sum(run[column] == value for column, value in shared.items())
-        usual += not scaled_to(run)
-        return self._replace(title=title, epochs=sweep.epochs.max(), usual=usual)
-
-    @property
-    def weight(self) -> tuple:
-        """Of several findings on a case the heaviest speaks."""
-        pairs = self.figure.pairs
-        return self.figure.can_be_judged, pairs >= self.asked, self.epochs, self.usual, pairs
+    def in_recipe(self, title: str, sweep: pd.DataFrame, *varied: str) -> Finding:
+        """The finding as that of the recipe of a sweep over the settings `varied`."""
+        run = sweep.iloc[0]
+        shared = [column for column in USUAL if column not in varied]
+        usual = sum(run[column] == USUAL[column] for column in shared) + (not scaled_to(run))
+        recipe = f"{title}, {self.rates}" if self.rates else title
+        return self._replace(recipe=recipe, epochs=sweep.epochs.max(), usual=usual)
 
     @property
     def asked(self) -> int:
+        """The number of seeds that were asked for beforehand."""
         return SEEDS.get(self.claim, 5)
+
+    @property
+    def too_short(self) -> bool:
+        return self.in_full and self.epochs < FULL
+
+    @property
+    def precedence(self) -> tuple:
+        """Of several findings on a case that of the highest speaks."""
+        pairs = self.figure.pairs
+        return self.figure.can_be_judged, pairs >= self.asked, self.epochs, self.usual, pairs
 
 
 @table("exp_bn_only.py --dataset digits", source="diverged")
@@ -191,7 +198,9 @@ def cases_by_claim(runs: pd.DataFrame) -> Iterator[tuple[str, list[Case]]]:
         by_case = by_number.setdefault(int(finding.claim.rstrip("b")), {})
         by_case.setdefault((finding.claim, finding.case), []).append(finding)
     for _, by_case in sorted(by_number.items()):
-        speaking = [max(found, key=lambda finding: finding.weight) for found in by_case.values()]
+        speaking = [
+            max(found, key=lambda finding: finding.precedence) for found in by_case.values()
+        ]
         cases = zip(by_case.values(), speaking, verdicts_on(speaking), strict=True)
         by_claim: dict[str, list[Case]] = {}
         for case in map(Case._make, cases):
@@ -210,27 +219,33 @@ def row_of(finding: Finding, verdict: str, dataset: str) -> dict:
         "ours": finding.figure,
         "seeds": finding.figure.pairs,
         "verdict": verdict,
-        "recipe": finding.title.removeprefix(f"{dataset}, "),
+        "recipe": finding.recipe.removeprefix(f"{dataset}, "),
     }
 
 
 def verdicts_on(found: list[Finding]) -> list[Verdict]:
     """On the cases of one claim, of which only those that can be judged are counted."""
-    long_enough = [not finding.in_full or finding.epochs >= FULL for finding in found]
-    given = iter(judge([(f.hypothesis, f.figure) for f in itertools.compress(found, long_enough)]))
+    long_enough = [finding for finding in found if not finding.too_short]
+    given = iter(judge([(finding.hypothesis, finding.figure) for finding in long_enough]))
     verdicts = []
-    for finding, enough in zip(found, long_enough, strict=True):
-        verdict = next(given) if enough else Verdict("open", (f"not at {FULL} epochs",))
-        remarks = [finding.remark] if finding.remark else []
-        pairs, asked = finding.figure.pairs, finding.asked
-        if pairs > asked:
-            remarks.append(f"{asked} seeds are asked for, the others came later")
-        elif asked > 5 and pairs == asked:
-            remarks.append(f"{asked} seeds are asked for since five had been seen")
-        elif pairs < asked and verdict.word != "open":
-            remarks.append(f"{pairs} of {asked} seeds")
-        verdicts.append(verdict.with_reasons(*remarks))
+    for finding in found:
+        too_short = Verdict("open", (f"not at {FULL} epochs",))
+        verdict = too_short if finding.too_short else next(given)
+        verdicts.append(verdict.with_reasons(*remarks_on(finding, verdict)))
     return verdicts
+
+
+def remarks_on(finding: Finding, verdict: Verdict) -> list[str]:
+    """What stands behind a verdict: the finding's own remark, and how its seeds came about."""
+    remarks = [finding.remark] if finding.remark else []
+    pairs, asked = finding.figure.pairs, finding.asked
+    if pairs > asked:
+        remarks.append(f"{asked} seeds are asked for, the others came later")
+    elif asked > 5 and pairs == asked:
+        remarks.append(f"{asked} seeds are asked for since five had been seen")
+    elif pairs < asked and verdict.word != "open":
+        remarks.append(f"{pairs} of {asked} seeds")
+    return remarks
 
 
 # ---------------------------------------------------------------------- what the runs say, by claim
@@ -264,7 +279,7 @@ def findings(runs: pd.DataFrame) -> Iterator[Finding]:
     yield from in_sweeps(of_mlps, before_after, "bn", "train")
     for title, sweep, baselines, others in davis_frank_sweeps(runs):
         for finding in of_davis_frank(network_label(sweep.iloc[0]), baselines, others):
-            yield finding.of(title, sweep)
+            yield finding.in_recipe(title, sweep)
 
 
 def in_sweeps(found: Callable, runs: pd.DataFrame, *varied: str) -> Iterator[Finding]:
@@ -272,7 +287,7 @@ def in_sweeps(found: Callable, runs: pd.DataFrame, *varied: str) -> Iterator[Fin
     for title, sweep in sweeps(runs, *varied):
         for finding in found(sweep):
             if finding.figure:
-                yield finding.of(title, sweep, *varied)
+                yield finding.in_recipe(title, sweep, *varied)
 
 
 def of_resnets(sweep: pd.DataFrame, shallowest: set[float]) -> Iterator[Finding]:
@@ -300,7 +315,7 @@ def of_equal_numbers(deep: pd.DataFrame, wide: pd.DataFrame) -> Finding:
     if not more:
         return Finding("3", case, paired(deep, wide))
     case += f" (deep has {abs(more)} {'more' if more > 0 else 'fewer'})"
-    one_sided = Hypothesis(decides="against" if more > 0 else "for")
+    one_sided = Above(decides="against" if more > 0 else "for")
     return Finding("3", case, paired(deep, wide), one_sided)
 
 
@@ -372,7 +387,7 @@ def of_norms(sweep: pd.DataFrame) -> Iterator[Finding]:
                 figure = Difference.of(of_depth)
                 case = f"bn − {kind}, depth {depth:g}"
                 remark = remark_on_lost(cells[kind, depth])
-                yield Finding("12", case, figure, AS_GOOD, remark=remark, title=rates)
+                yield Finding("12", case, figure, AS_GOOD, remark=remark, rates=rates)
         if len(depths) > 1:
             low, high = depths[0], depths[-1]
             growth = (gaps[high] - gaps[low]).dropna()
@@ -380,7 +395,7 @@ def of_norms(sweep: pd.DataFrame) -> Iterator[Finding]:
                 figure = Difference.of(growth)
                 case = f"bn − {kind}: depth {high:g} − depth {low:g}"
                 remark = remark_on_lost(cells[kind, low], cells[kind, high])
-                yield Finding("12b", case, figure, remark=remark, title=rates)
+                yield Finding("12b", case, figure, remark=remark, rates=rates)
 
 
 def remark_on_lost(*cells: pd.DataFrame) -> str:
@@ -416,7 +431,7 @@ def of_transformers(sweep: pd.DataFrame) -> Iterator[Finding]:
         if len(further):
             figure = Difference.of(further)
             case = f"what norm adds to output − what {what} adds then"
-            yield Finding("14", case, figure, title=rates)
+            yield Finding("14", case, figure, rates=rates)
 
 
 def of_biases(sweep: pd.DataFrame) -> Iterator[Finding]:
@@ -440,7 +455,7 @@ def at_own_rates(
     cells = dict(list(sweep.groupby("train")))
     if a in cells and b in cells:
         figure, rates = paired(cells[a], cells[b]), rates_of(cells[a], cells[b])
-        yield Finding(claim, f"{a} − {b}, {where}", figure, hypothesis, title=rates)
+        yield Finding(claim, f"{a} − {b}, {where}", figure, hypothesis, rates=rates)
 
 
 def rates_of(*cells: pd.DataFrame) -> str:

@@ -158,50 +158,68 @@ def p_text(p: float) -> str:
 ONE_SIDE = (1 - LEVEL) / 2  # of a two-sided interval: the level of a one-sided test
 
 
-class Hypothesis(NamedTuple):
-    """What is claimed of a difference: that it is above zero; or, with a `margin`, that it is at
-    most so far away from zero. Both are judged by two one-sided tests at 2.5 % each, which is to
-    say by the side of zero on which its 95 % interval lies, or by whether this lies within ±margin
-    or wholly outside.
+class Above(NamedTuple):
+    """The hypothesis that a mean difference is above zero. A one-sided t-test at `level` speaks for
+    it, and one at 2.5 % against it: where both are at 2.5 %, the side of zero on which its 95 %
+    interval lies.
 
-    decides: networks that are not quite equal can speak `for` the claim alone, or `against` it
-    alone; level: of the test that speaks for it, where it is another."""
+    decides: networks that are not quite equal can speak `for` it alone, or `against` it alone."""
 
-    margin: float | None = None
-    decides: str = "both"
     level: float = ONE_SIDE
+    decides: str = "both"
 
     def p_values(self, difference: Difference) -> tuple[float, float]:
-        """Of what speaks for the claim, and of what speaks against it; NaN of too few pairs, and of
-        what the networks cannot decide."""
+        """Of what speaks for it, and of what speaks against it; NaN of too few pairs, and of what
+        the networks cannot decide."""
         if not difference.can_be_judged:
             return math.nan, math.nan
-        if self.margin is None:
-            supporting, opposing = above(difference, 0), below(difference, 0)
-        else:
-            supporting = max(above(difference, -self.margin), below(difference, self.margin))
-            opposing = min(above(difference, self.margin), below(difference, -self.margin))
         return (
-            math.nan if self.decides == "against" else supporting,
-            math.nan if self.decides == "for" else opposing,
+            math.nan if self.decides == "against" else above(difference, 0),
+            math.nan if self.decides == "for" else below(difference, 0),
         )
 
     def seeds_to_decide(self, difference: Difference, cases: int = 1) -> float:
-        """The least number of pairs that would decide if mean and deviation stayed as they are,
-        as one of so many cases and whatever the others say; infinite where more than MANY would
-        not, NaN on the side that decides nothing."""
-        if self.margin is None:
-            distance, speaks_for = abs(difference.mean), difference.mean > 0
-        else:
-            distance = abs(abs(difference.mean) - self.margin)
-            speaks_for = abs(difference.mean) < self.margin
+        """`least_seeds` of one of so many cases, whatever the others say; NaN where the mean is on
+        the side that decides nothing."""
+        speaks_for = difference.mean > 0
         if self.decides == ("against" if speaks_for else "for"):
             return math.nan
-        level = (self.level if speaks_for else ONE_SIDE) / cases
-        for n in range(3, MANY + 1):
-            if stats.t.isf(level, n - 1) * difference.sd / math.sqrt(n) < distance:
-                return n
-        return math.inf
+        level = self.level if speaks_for else ONE_SIDE
+        return least_seeds(abs(difference.mean), difference.sd, level / cases)
+
+
+class Within(NamedTuple):
+    """The hypothesis that a mean difference is at most `margin` away from zero (equivalence), by
+    two one-sided t-tests at 2.5 % each: that its 95 % interval lies within ±margin speaks for it,
+    that it lies wholly outside against it."""
+
+    margin: float
+    level: float = ONE_SIDE
+
+    def p_values(self, difference: Difference) -> tuple[float, float]:
+        """Of what speaks for it, and of what speaks against it; NaN of too few pairs."""
+        if not difference.can_be_judged:
+            return math.nan, math.nan
+        inside = max(above(difference, -self.margin), below(difference, self.margin))
+        outside = min(above(difference, self.margin), below(difference, -self.margin))
+        return inside, outside
+
+    def seeds_to_decide(self, difference: Difference, cases: int = 1) -> float:
+        """`least_seeds` of one of so many cases, whatever the others say."""
+        distance = abs(abs(difference.mean) - self.margin)
+        return least_seeds(distance, difference.sd, self.level / cases)
+
+
+Hypothesis = Above | Within
+
+
+def least_seeds(distance: float, sd: float, level: float) -> float:
+    """The least number of pairs that would decide at `level` if their mean stayed at this
+    `distance` from the bound, and their deviation as it is; infinite where MANY would not."""
+    for n in range(3, MANY + 1):
+        if stats.t.isf(level, n - 1) * sd / math.sqrt(n) < distance:
+            return n
+    return math.inf
 
 
 def above(difference: Difference, bound: float) -> float:

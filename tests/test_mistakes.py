@@ -177,7 +177,7 @@ def test_a_predicate_that_chooses_nothing_is_refused():
 
 def test_a_network_with_fewer_outputs_than_classes_is_named():
     with pytest.raises(UserError, match="makes 2 numbers of an image"):
-        common.loss_of(torch.zeros(3, 2), torch.tensor([0, 1, 2]))
+        common.cross_entropy(torch.zeros(3, 2), torch.tensor([0, 1, 2]))
 
 
 @pytest.mark.parametrize(

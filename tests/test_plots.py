@@ -452,11 +452,11 @@ def judge(cases) -> list[str]:
 
 def test_a_range_is_judged_by_the_interval_and_one_seed_by_nothing():
     judged = [difference(*values) for values in ((1, 2, 3), (8, 9, 10), (4, 5, 6), (0.0,))]
-    verdicts = [judge([(stats.Hypothesis(5), one)])[0] for one in judged]
+    verdicts = [judge([(stats.Within(5), one)])[0] for one in judged]
     never = "open (more than 1,000 seeds would decide)"
     assert verdicts == ["confirmed", "contradicted", never, "open (1 seed)"]
     # 2 ± 4.303 · 1 / √3 lies within 5; 4.5 needs a half-width of 0.5: t(17) · 1 / √18 = 0.497
-    assert stats.Hypothesis(5).seeds_to_decide(difference(3.5, 4.5, 5.5)) == 18
+    assert stats.Within(5).seeds_to_decide(difference(3.5, 4.5, 5.5)) == 18
 
 
 def test_the_cases_of_a_claim_are_corrected_by_holm():
@@ -464,10 +464,10 @@ def test_the_cases_of_a_claim_are_corrected_by_holm():
     assert stats.holm([0.01, 0.04, 0.03, 0.005]) == pytest.approx([0.03, 0.06, 0.06, 0.02])
     assert stats.holm([0.02, math.nan]) == pytest.approx([0.02, math.nan], nan_ok=True)
     weak = difference(0.9, 2.0, 1.1, 0.3, 0.6)
-    assert judge([(stats.Hypothesis(), weak)]) == ["confirmed"]
+    assert judge([(stats.Above(), weak)]) == ["confirmed"]
     # t(5 degrees) at 2.5 / 3 % · s / √6 = 0.93 is the first below the mean of 0.98
     alone = "open (alone confirmed, but one of 3 cases; about 6 seeds would decide)"
-    assert judge([(stats.Hypothesis(), weak)] * 3) == [alone] * 3
+    assert judge([(stats.Above(), weak)] * 3) == [alone] * 3
 
 
 def test_a_deep_network_with_fewer_parameters_decides_for_depth_alone():

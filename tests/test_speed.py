@@ -195,7 +195,7 @@ def one_step(norm: str, train: str, arithmetic) -> dict[str, torch.Tensor]:
     common.freeze(model, train)
     with arithmetic(model, args, data.size):
         logits = common.forward(model.train(), x, args)
-        common.loss_of(logits, y).backward()
+        common.cross_entropy(logits, y).backward()
         found = {"logits": logits.detach()}
         with torch.inference_mode():
             found["tested"] = common.forward(model.eval(), x, args)

@@ -172,8 +172,8 @@ def test_a_recipe_with_the_seeds_that_are_asked_for_speaks_before_the_papers():
 def test_every_claim_has_a_source_and_every_open_case_the_seeds_it_needs():
     assert claims.SOURCES.keys() == claims.CLAIMS.keys()
     nothing, all_but = difference(1, -1, 0.01), difference(-1, -2, -3)
-    assert judge([(stats.Hypothesis(), nothing)]) == ["open (more than 1,000 seeds would decide)"]
-    for_it = stats.Hypothesis(decides="for")
+    assert judge([(stats.Above(), nothing)]) == ["open (more than 1,000 seeds would decide)"]
+    for_it = stats.Above(decides="for")
     assert judge([(for_it, all_but)]) == ["open (no number of seeds would decide)"]
 
 
@@ -288,29 +288,29 @@ def test_what_alone_is_untrained_is_shown():
 
 
 def test_networks_that_are_not_quite_equal_decide_one_side_alone():
-    for_it = stats.Hypothesis(decides="for")
+    for_it = stats.Above(decides="for")
     ahead, behind = difference(1, 1.1, 1.2), difference(-1, -1.1, -1.2)
     assert judge([(for_it, ahead)]) == ["confirmed"]
     assert judge([(for_it, behind)]) == ["open (no number of seeds would decide)"]
-    assert judge([(stats.Hypothesis(decides="against"), behind)]) == ["contradicted"]
+    assert judge([(stats.Above(decides="against"), behind)]) == ["contradicted"]
     # and the case behind counts for nobody else: 3.0 alone would not survive two cases
     weak = difference(0.9, 2.0, 1.1, 0.3, 0.6)
-    against = [(stats.Hypothesis(decides="against"), difference(0.1, 0, 0.2))]
-    assert judge([(stats.Hypothesis(), weak), *against])[0] == "confirmed"
+    against = [(stats.Above(decides="against"), difference(0.1, 0, 0.2))]
+    assert judge([(stats.Above(), weak), *against])[0] == "confirmed"
 
 
 def test_seeds_that_would_decide_go_by_the_test_that_would():
     found = difference(0, 1, 2)  # s = d = 1
-    assert stats.Hypothesis().seeds_to_decide(found) == 7  # t(6) at 97.5 % / √7 = 0.92
-    assert stats.Hypothesis(level=0.05).seeds_to_decide(found) == 5  # t(4) at 95 % / √5 = 0.95
+    assert stats.Above().seeds_to_decide(found) == 7  # t(6) at 97.5 % / √7 = 0.92
+    assert stats.Above(level=0.05).seeds_to_decide(found) == 5  # t(4) at 95 % / √5 = 0.95
     against = difference(0, -1, -2)
-    assert stats.Hypothesis(level=0.05).seeds_to_decide(against) == 7
+    assert stats.Above(level=0.05).seeds_to_decide(against) == 7
 
 
 def test_two_seeds_are_never_said_to_decide():
-    assert judge([(stats.Hypothesis(), difference(1, 1.05))] * 4)[0] == "open (2 seeds)"
-    one = [(stats.Hypothesis(), difference(3.0))] * 5
-    weak = [(stats.Hypothesis(), difference(0.9, 2.0, 1.1, 0.3, 0.6))]
+    assert judge([(stats.Above(), difference(1, 1.05))] * 4)[0] == "open (2 seeds)"
+    one = [(stats.Above(), difference(3.0))] * 5
+    weak = [(stats.Above(), difference(0.9, 2.0, 1.1, 0.3, 0.6))]
     assert judge([*one, *weak])[-1] == "confirmed"  # Holm does not count the single seeds
 
 
