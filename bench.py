@@ -60,7 +60,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 
 import common  # before torch, which reads what it sets
-from common import changed, flag, number
+from common import NEVER, changed, flag, number
 import exp_norms
 
 import numpy as np
@@ -101,18 +101,18 @@ class Settings(common.Settings):
         10_000,
         "of one pass in training; in testing a fifth of them",
         number(int, 100),
-        record="never",
+        record=NEVER,
     )
-    turns: int = flag(3, "that the variants take", number(int, 1), record="never")
+    turns: int = flag(3, "that the variants take", number(int, 1), record=NEVER)
     grid: bool = flag(
         False,
         "1, 2, 4, … processes at once instead, each with its share of the threads",
-        record="never",
+        record=NEVER,
     )
     busy: bool = flag(
         False,
         "all parts of the loop instead, beside other programs that keep the cores busy",
-        record="never",
+        record=NEVER,
     )
 
     norms: list[str] = flag(
@@ -122,7 +122,7 @@ class Settings(common.Settings):
         exp_norms.kind,
         several=True,
         metavar="KIND",
-        record="never",
+        record=NEVER,
     )
 
     norm: str = "bn"  # that of one measurement

@@ -47,7 +47,7 @@ from harness.telling import summarise, warn_of_unused
 from harness.zoo import DEPTHS, imagenet_resnet, vgg
 
 # Not used here, but by experiments: their flags, their start, a grid's runs.
-from harness.config import ALWAYS, AUGMENTED, changed, command, flag, number  # noqa: F401
+from harness.config import ALWAYS, AUGMENTED, NEVER, changed, command, flag, number  # noqa: F401
 from harness.errors import RunError  # noqa: F401
 from harness.parts import count_parameters  # noqa: F401
 from harness.runs import counted, mean_and_deviation, shape_label  # noqa: F401

@@ -17,7 +17,7 @@ import sys
 from dataclasses import dataclass
 
 import common  # before torch, which reads what it sets
-from common import ALWAYS, changed, flag
+from common import ALWAYS, NEVER, changed, flag
 
 import torch
 from torch import nn
@@ -35,7 +35,7 @@ class DavisFrank(common.Settings):
     lists = {"bn_weight": [0.1], "c": [100.0], "input_norm": ["bn"], "seed": list(range(1, 16))}
 
     network: str = flag(
-        "resnet18", "torchvision's, or He et al.'s for CIFAR", choices=NETWORKS, record="never"
+        "resnet18", "torchvision's, or He et al.'s for CIFAR", choices=NETWORKS, record=NEVER
     )
     bn_weight: float = flag(
         0.1, "γ at the start, 1 where it is 0 or less", common.number(float, -1, 10), record=ALWAYS

@@ -14,7 +14,7 @@ import sys
 from dataclasses import dataclass
 
 import common
-from common import UserError, changed, flag
+from common import NEVER, UserError, changed, flag
 
 SHALLOW = 14  # the depth at which widths are compared
 
@@ -24,12 +24,12 @@ class Settings(common.Settings):
     lists = {"depth": [14, 32, 56, 110], "width": [1, 2, 4, 8], "train": ["bn"], "seed": [0]}
 
     depth: int | None = changed("depth", None, "of the CIFAR ResNet of He et al., 6n + 2")
-    grid: bool = flag(False, "every depth at every width", record="never")
+    grid: bool = flag(False, "every depth at every width", record=NEVER)
     match_bn_params: bool = flag(
         False,
         "each width above 1, at depth 14, against the depth of width 1 with as many BatchNorm "
         "parameters; --depths has no part in it",
-        record="never",
+        record=NEVER,
     )
 
     arch: str = "resnet"  # no flag: the question is of one kind of network

@@ -18,15 +18,16 @@ from functools import cached_property
 from pathlib import Path
 
 import common  # before torch, which reads what it sets
-from common import ALWAYS, UserError, changed, flag, number
+from common import ALWAYS, NEVER, UserError, changed, flag, number
 
 import numpy as np
 import torch
 from torch import nn
 
+from harness.dataset import TABLES
+
 PRESETS = {"lenet-300-100": [300, 100]}
 ACTIVATIONS = {"relu": nn.ReLU, "tanh": nn.Tanh, "gelu": nn.GELU}
-TABLES = ("breast_cancer", "wine", "csv")
 
 
 def units(text):
@@ -65,7 +66,7 @@ class Settings(common.Settings):
         record=ALWAYS,
     )
     tune: int | None = flag(
-        None, "Optuna trials, N finished ones in all", number(int, 1), metavar="N", record="never"
+        None, "Optuna trials, N finished ones in all", number(int, 1), metavar="N", record=NEVER
     )
     dataset: str = changed(
         "dataset",

@@ -34,7 +34,7 @@ from dataclasses import dataclass
 from functools import partial
 
 import common  # before torch, which reads what it sets
-from common import UserError, changed, flag, number
+from common import NEVER, UserError, changed, flag, number
 
 import torch
 from torch import nn
@@ -101,7 +101,7 @@ class Settings(common.Settings):
         False,
         "measure after every epoch, too, the shares of |γ| < 0.01 and of dead features, whose ReLU "
         "is active on less than 1 %% of the test activations",
-        record="never",
+        record=NEVER,
     )
 
 

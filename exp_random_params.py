@@ -14,7 +14,7 @@ import sys
 from dataclasses import dataclass
 
 import common
-from common import flag
+from common import NEVER, flag
 
 
 def per_channel(text):
@@ -32,14 +32,14 @@ class Settings(common.Settings):
         per_channel,
         several=True,
         metavar="K",
-        record="never",
+        record=NEVER,
     )
     also: list[str] = flag(
         [],
         "parts to train beside the random entries",
         choices=("output", "bn"),
         several=True,
-        record="never",
+        record=NEVER,
     )
 
 

@@ -27,8 +27,8 @@ import torch
 from torch import nn
 
 from harness import checkpoints, folders
-from harness.config import Process, Settings, find_device
-from harness.dataset import TORCHVISION
+from harness.config import Process, Settings, find_device, flags
+from harness.dataset import TABLES
 from harness.errors import Damaged, Parser, UserError, guarded, printable, taken_apart, warn
 from harness.zoo import DEPTHS
 from harness.files import read_checkpoint
@@ -38,14 +38,13 @@ from harness.speed import has_bf16
 
 GRAY = np.array([0.299, 0.587, 0.114])  # ITU-R BT.601, as Pillow has it
 HERE = Path(__file__).parent
-DATASETS = ("digits", *TORCHVISION, "imagefolder", "imagenet")
-TABLES = ("breast_cancer", "wine", "csv")
+DATASETS = flags(Settings)["dataset"].choices
 
 
 @dataclass
 class Trained:
     """A network as its run left it; `data` knows the run's classes, image size, mean and deviation,
-    and has no images."""
+    and has none of its images, but a black one for their size."""
 
     path: Path
     name: str  # the run's, whatever the file is called

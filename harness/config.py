@@ -63,9 +63,12 @@ def flag(
     record=CHANGED,
     group="experiment",
 ):
-    """A setting that is a flag. `several`: it takes a list of values, all part of one run.
+    """A setting that is a flag.
 
-    check: makes a value of a word; where there is none, a default that is a number asks for one."""
+    check: makes a value of a word; where there is none, a default that is a number asks for one.
+    several: it takes a list of values, all part of one run, as one with a list as default does.
+    record: ALWAYS a column; CHANGED, as usual, where it is not at its default, so that runs that
+    knew no such setting keep their names; NEVER where it changes no number."""
     several = several or isinstance(default, list)
     sample = default[0] if several and default else default
     if not check and type(sample) in (int, float):
@@ -332,7 +335,10 @@ class Settings:
         "on one GPU, capture the training step as a CUDA graph: kernels are launched at once",
     )
     workers: int = of_machine(
-        os.cpu_count(), "threads that decode images", number(int, 1, 256), record=NEVER
+        os.cpu_count(),
+        "threads that decode images, for imagenet processes",
+        number(int, 1, 256),
+        record=NEVER,
     )
 
     results: str = of_records("results", "where the records go", metavar="FOLDER")

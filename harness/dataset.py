@@ -21,8 +21,12 @@ from harness.processes import processes, share
 
 @dataclass
 class Data:
-    """A data set on the device. For each split, images are uint8 (N, H, W, C), labels int64
-    (N,)."""
+    """A data set by split, `train`, `test` and, with --val-fraction, `val`: labels int64 (N,), and
+    images, uint8 (N, H, W, C) on the device; in folders.Streamed paths (N,), of a table
+    (exp_mlp_lenet.py) float32 features (N, F).
+
+    A subclass adds `training_batches(seed, epoch, batch_size, augment)`, which gives float inputs
+    and labels on the device."""
 
     name: str
     classes: list[str]
@@ -31,8 +35,8 @@ class Data:
     source: str = ""  # which of the folders or files of this name it comes from: a digest
 
     @property
-    def size(self) -> tuple[int, int, int]:
-        """Height, width, channels."""
+    def size(self) -> tuple[int, ...]:
+        """Of an image height, width, channels; of a table's row the number of features."""
         return tuple(self.images["train"].shape[1:])
 
     @cached_property
@@ -192,6 +196,7 @@ def resize(images: np.ndarray, size: int) -> np.ndarray:
     return torch.cat(scaled).contiguous().numpy()
 
 
+TABLES = ("breast_cancer", "wine", "csv")  # --dataset of MLPs: inside scikit-learn, or a file
 TORCHVISION = {  # --dataset: torchvision's class, and where its files lie below --data
     "mnist": ("MNIST", "MNIST/raw/*-ubyte"),
     "fashion_mnist": ("FashionMNIST", "FashionMNIST/raw/*-ubyte"),

@@ -37,14 +37,20 @@ def column_of(values: torch.Tensor | None, n: int) -> list:
 
 
 def activity(model: nn.Module, norms: dict[str, nn.Module], evaluate) -> dict:
-    """For each normalisation but the shortcuts', (channels,): the share of test activations above
-    zero after the ReLU that follows it, for a block's second the one after the addition.
+    """How often each feature is active: for each normalisation but the shortcuts', (channels,), the
+    share of test activations above zero behind the next ReLU, for a block's second the one behind
+    the addition. Where a convolution or a linear layer comes first, as with BatchNorm after the
+    activation, there is none. evaluate: passes the test images through the model."""
+    above, passed, hooks = {}, Counter(), []
+    waiting = []  # the normalisations whose ReLU has not come yet
 
-    Where a convolution or a linear layer comes first, as with BatchNorm after the activation, there
-    is none. evaluate: passes the test images through the model."""
-    above, passed, waiting, hooks = {}, Counter(), [], []
+    def remember(name: str):
+        return lambda *_: waiting.append(name)
 
-    def after_relu(module, inputs, output):
+    def forget(*_):
+        waiting.clear()
+
+    def count(relu, inputs, output):
         if waiting:
             name = waiting.pop()
             others = set(range(output.dim())) - {channel_of(norms[name]) % output.dim()}
@@ -56,12 +62,11 @@ def activity(model: nn.Module, norms: dict[str, nn.Module], evaluate) -> dict:
         if is_shortcut(name):
             continue
         if name in norms:
-            after_norm = _Remember(waiting, name)
-            hooks.append(layer.register_forward_hook(after_norm))
+            hooks.append(layer.register_forward_hook(remember(name)))
         elif isinstance(layer, (nn.Conv2d, nn.Linear)):
-            hooks.append(layer.register_forward_hook(lambda *_: waiting.clear()))
+            hooks.append(layer.register_forward_hook(forget))
         elif isinstance(layer, nn.ReLU):
-            hooks.append(layer.register_forward_hook(after_relu))
+            hooks.append(layer.register_forward_hook(count))
     evaluate()
     for hook in hooks:
         hook.remove()
@@ -72,16 +77,6 @@ def channel_of(norm: nn.Module) -> int:
     """The dimension of the channels behind a normalisation: PyTorch's own over the last ones have
     them at the end."""
     return -1 if isinstance(norm, nn.LayerNorm | nn.RMSNorm) else 1
-
-
-class _Remember:
-    """A hook that notes whose output comes next."""
-
-    def __init__(self, waiting: list, name: str):
-        self.waiting, self.name = waiting, name
-
-    def __call__(self, *_):
-        self.waiting.append(self.name)
 
 
 @torch.no_grad()
