@@ -544,6 +544,7 @@ AUGMENTED = ("cifar10", "cifar100", "imagefolder", "imagenet")
 def resolve(args: Settings) -> Settings:
     """The settings with what depends on others filled in. Raises UserError for what cannot be,
     before anything is read or written."""
+    # here, since plots.py reads this file, and does without torch
     from harness.processes import started
     from harness.speed import device_name, has_bf16
     from harness.zoo import DEPTHS, check_depth

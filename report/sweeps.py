@@ -78,7 +78,7 @@ def usual_start(runs: pd.DataFrame) -> pd.DataFrame:
 
 def start_of_any_kind(runs: pd.DataFrame) -> pd.DataFrame:
     """Those that start so, whatever the normalisation."""
-    return as_published(runs[runs.experiment == ""])
+    return with_papers_start(runs[runs.experiment == ""])
 
 
 def by_place(runs: pd.DataFrame) -> pd.DataFrame:
@@ -88,7 +88,7 @@ def by_place(runs: pd.DataFrame) -> pd.DataFrame:
     return narrow.assign(bn=narrow.bn.astype(object).fillna("before"))
 
 
-def as_published(runs: pd.DataFrame) -> pd.DataFrame:
+def with_papers_start(runs: pd.DataFrame) -> pd.DataFrame:
     """Those whose γ, β and weights start as the main paper's do."""
     for column, value in START.items():
         runs = runs[runs[column] == value]
@@ -361,7 +361,7 @@ def of_kinds(runs: pd.DataFrame) -> pd.DataFrame:
     """ResNets of width 1 of which γ and β alone are trained, of any normalisation, `train` in one
     word for all: `norm`. A user's experiment, as a copy of exp_norms.py with a kind of its own, has
     its sweep for itself."""
-    runs = resnets(as_published(runs)).query("width == 1 and train in ('bn', 'norm')")
+    runs = resnets(with_papers_start(runs)).query("width == 1 and train in ('bn', 'norm')")
     return runs[~runs.experiment.isin(APART)].assign(train="norm")
 
 

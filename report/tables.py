@@ -41,7 +41,7 @@ from report.stats import (
 )
 from report.sweeps import (
     START,
-    as_published,
+    with_papers_start,
     at_chance,
     at_own_rate,
     beside,
@@ -438,7 +438,7 @@ def initialisation(runs):
         starts = by_start(sweep)
         if len(starts) < 2:
             continue
-        usual, rows = as_published(sweep), []
+        usual, rows = with_papers_start(sweep), []
         for (gamma, beta, weights), cell in starts:
             is_usual = cell.index.isin(usual.index).all()
             row = {"γ": gamma, "β": beta, "weights": weights, ACCURACY: Mean.of(cell)}
