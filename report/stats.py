@@ -102,6 +102,10 @@ def test_accuracy(run) -> float:
     return run.test_acc
 
 
+def validation_accuracy(run) -> float:
+    return run.val_acc
+
+
 def last_accuracy(run) -> float:
     """Of Davis & Frank's method, which reports that of the best validation epoch."""
     return run.record.epochs.test_acc.iloc[-1]

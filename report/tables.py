@@ -38,6 +38,7 @@ from report.stats import (
     p_values,
     paired,
     signed,
+    validation_accuracy,
 )
 from report.sweeps import (
     START,
@@ -389,6 +390,26 @@ def reached(cell: pd.DataFrame) -> Mean | str:
     else:
         mean = f"validation {ended.val_acc.mean():.1f} ({len(ended)})"
     return f"{mean}, diverged ({lost})" if lost else mean
+
+
+@table(
+    "exp_norms.py --dataset digits --norm bn --train norm random:2 --lr 0.1 1 --val-fraction 0.2",
+    source="diverged",
+)
+def rates(runs):
+    """The accuracy on a validation split at each learning rate that was tried, by which what is
+    trained has a rate of its own (claims 15 and 16); what diverged counts as chance."""
+    trials = without_trials(runs[(runs.val_fraction > 0) & runs.val_acc.notna()])
+    trials = trials[trials.arch.isin(["resnet", "mlp"]) & (trials.norm == "bn")]
+    for title, sweep in sweeps(at_chance(trials), "train", "lr"):
+        if sweep.lr.nunique() < 2:
+            continue
+        rows = []
+        for (train, rate), cell in cells(sweep, "train", "lr"):
+            row = {"trained": train, "learning rate": rate}
+            rows.append(row | {"validation accuracy (%)": Mean.of(cell, validation_accuracy)})
+        rows.sort(key=lambda row: (rank(row["trained"]), row["learning rate"]))
+        yield Table(title, rows)
 
 
 @table(
