@@ -64,6 +64,24 @@ def distance(run, which: str) -> float:
     return (channels[which] - channels[f"{which}_init"]).abs().mean()
 
 
+def shrinking_of_dead(run) -> float:
+    """The median of |γ| as a share of its start, of the dead features; NaN where there are none."""
+    channels = with_activity(run)
+    return shrinking(channels[channels.active < DEAD])
+
+
+def shrinking_of_living(run) -> float:
+    """The same of the living."""
+    channels = with_activity(run)
+    return shrinking(channels[channels.active >= DEAD])
+
+
+def shrinking(channels: pd.DataFrame) -> float:
+    if channels.empty:
+        return math.nan
+    return (channels.gamma.abs() / channels.gamma_init.abs()).median()
+
+
 def change_by_pruning(run) -> float:
     """Points of test accuracy gained when small γ are set to zero; NaN where it was not
     measured."""

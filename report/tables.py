@@ -22,6 +22,8 @@ from report.features import (
     distance,
     share_of_dead,
     share_of_small_gammas,
+    shrinking_of_dead,
+    shrinking_of_living,
     small_among_dead,
     small_among_living,
     small_before_relu,
@@ -291,7 +293,9 @@ def sweeps_with_channels(runs: pd.DataFrame) -> list[tuple[str, pd.DataFrame]]:
 @table("exp_bn_only.py --dataset digits --train all")
 def movement(runs):
     """How far γ and β move: the mean distance of their last values from their first, γ ~ U[0, 1]
-    and β = 0, over all channels."""
+    and β = 0, over all channels; and, over the channels that a ReLU follows, the median of |γ| as a
+    share of its start, of those that are dead at the end (active on less than 1 % of the test
+    activations) and of the living."""
     moving = runs[runs.train.isin(["all", "bn", "gamma", "beta"])]
     for title, sweep in sweeps_with_channels(moving):
         rows = []
@@ -302,6 +306,8 @@ def movement(runs):
                 "network": depth_label(depth) + times_width(width),
                 "γ": SmallMean.of(cell, gamma),
                 "β": SmallMean.of(cell, beta),
+                "|γ| / start, dead": SmallMean.of(cell, shrinking_of_dead),
+                "|γ| / start, living": SmallMean.of(cell, shrinking_of_living),
             }
             rows.append(row)
         rows.sort(key=lambda row: rank(row["trained"]))

@@ -80,7 +80,8 @@ def test_a_checkpoint_whose_settings_mean_harm_opens_nothing():
     content = harness_files.read_checkpoint(path)
     for experiment in ("../../evil", "bn_only; import evil"):
         about = content["about"] | {"experiment": experiment}
-        harness_files.write_checkpoint(path, content | {"about": about})
+        harmful = {"about": about, "script": f"{experiment}.py"}
+        harness_files.write_checkpoint(path, content | harmful)
         assert predict.main([str(path), "--dataset", "digits"]) == 2, experiment
     for changed in (
         {"arch": "--help"},
