@@ -280,6 +280,8 @@ def make(args, runs: pd.DataFrame, measured: pd.DataFrame) -> None:
     averaged = runs[runs.status != "diverged"]
     sources = {"distinct": distinct(averaged), "all": runs, "bench": measured}
     sources["diverged"] = distinct(runs)
+    read_by_figures = {entry.source for entry in FIGURES.values()}
+    drawn = {source: sources[source].map(without_formulas) for source in read_by_figures}
     formats, made = set(args.format), []
     for name, entry in TABLES.items():
         if name not in (args.only or TABLES):
@@ -295,8 +297,7 @@ def make(args, runs: pd.DataFrame, measured: pd.DataFrame) -> None:
     for name, entry in FIGURES.items():
         if name not in (args.only or FIGURES):
             continue
-        drawn = sources[entry.source].map(without_formulas)
-        if draw_figures(name, drawn, args.out / "figures", formats):
+        if draw_figures(name, drawn[entry.source], args.out / "figures", formats):
             made.append((f"figure {name}", caption(name, FIGURES)))
         else:
             print(f"figure {name}: not run yet: python {entry.command}")

@@ -9,6 +9,7 @@ def best_seed(runs):
 from __future__ import annotations
 
 import math
+from collections.abc import Callable, Iterator
 from functools import partial
 from typing import NamedTuple
 
@@ -262,32 +263,33 @@ def features(runs):
     dead, active on less than 1 % of the test activations; dead of those with a small γ; with a
     small γ of the dead and of the living; by how many points the accuracy changes when small γ are
     set to zero."""
-    at_the_start = partial(share_of_small_gammas, when="gamma_init")
-    for title, sweep in sweeps_with_channels(runs):
-        rows = []
-        for (width, depth, train), cell in cells(sweep, "width", "depth", "train"):
-            row = {
-                "trained": train,
-                "network": depth_label(depth) + times_width(width),
-                "small at the start": Mean.of(cell, at_the_start),
-                "small": Mean.of(cell, share_of_small_gammas),
-                "small, ReLU": Mean.of(cell, small_before_relu),
-                "dead": Mean.of(cell, share_of_dead),
-                "dead, of the small": Mean.of(cell, dead_among_small),
-                "small, of the dead": Mean.of(cell, small_among_dead),
-                "small, of the living": Mean.of(cell, small_among_living),
-                "change by pruning": one_sample(cell, change_by_pruning),
-            }
-            rows.append(row)
-        rows.sort(key=lambda row: rank(row["trained"]))
-        yield Table(title, rows)
+    columns = {
+        "small at the start": partial(share_of_small_gammas, when="gamma_init"),
+        "small": share_of_small_gammas,
+        "small, ReLU": small_before_relu,
+        "dead": share_of_dead,
+        "dead, of the small": dead_among_small,
+        "small, of the dead": small_among_dead,
+        "small, of the living": small_among_living,
+    }
+    shown = {name: partial(Mean.of, value=value) for name, value in columns.items()}
+    shown["change by pruning"] = partial(one_sample, value=change_by_pruning)
+    yield from tables_of_channels(runs, shown)
 
 
-def sweeps_with_channels(runs: pd.DataFrame) -> list[tuple[str, pd.DataFrame]]:
-    """The sweeps of ResNets of which γ and β were kept, the most important first."""
+def tables_of_channels(runs: pd.DataFrame, columns: dict[str, Callable]) -> Iterator[Table]:
+    """Of each sweep of ResNets of which γ and β were kept, the most important first: what `columns`
+    say of the runs of each network and of what was trained."""
     alike = resnets(usual_start(runs))
     kept = alike[[record.table("channels") is not None for record in alike.record]]
-    return sorted(sweeps(kept, "depth", "width", "train"), key=lambda item: main_first(item[1]))
+    found = sweeps(kept, "depth", "width", "train")
+    for title, sweep in sorted(found, key=lambda item: main_first(item[1])):
+        rows = []
+        for (width, depth, train), cell in cells(sweep, "width", "depth", "train"):
+            row = {"trained": train, "network": depth_label(depth) + times_width(width)}
+            rows.append(row | {name: of(cell) for name, of in columns.items()})
+        rows.sort(key=lambda row: rank(row["trained"]))
+        yield Table(title, rows)
 
 
 @table("exp_bn_only.py --dataset digits --train all")
@@ -296,22 +298,15 @@ def movement(runs):
     and β = 0, over all channels; and, over the channels that a ReLU follows, the median of |γ| as a
     share of its start, of those that are dead at the end (active on less than 1 % of the test
     activations) and of the living."""
+    columns = {
+        "γ": partial(distance, which="gamma"),
+        "β": partial(distance, which="beta"),
+        "|γ| / start, dead": shrinking_of_dead,
+        "|γ| / start, living": shrinking_of_living,
+    }
+    shown = {name: partial(SmallMean.of, value=value) for name, value in columns.items()}
     moving = runs[runs.train.isin(["all", "bn", "gamma", "beta"])]
-    for title, sweep in sweeps_with_channels(moving):
-        rows = []
-        for (width, depth, train), cell in cells(sweep, "width", "depth", "train"):
-            gamma, beta = (partial(distance, which=which) for which in ("gamma", "beta"))
-            row = {
-                "trained": train,
-                "network": depth_label(depth) + times_width(width),
-                "γ": SmallMean.of(cell, gamma),
-                "β": SmallMean.of(cell, beta),
-                "|γ| / start, dead": SmallMean.of(cell, shrinking_of_dead),
-                "|γ| / start, living": SmallMean.of(cell, shrinking_of_living),
-            }
-            rows.append(row)
-        rows.sort(key=lambda row: rank(row["trained"]))
-        yield Table(title, rows)
+    yield from tables_of_channels(moving, shown)
 
 
 @table("exp_depth_width.py --dataset digits --seeds 0 1 2 3 4")
