@@ -45,7 +45,6 @@ from report.stats import (
 )
 from report.sweeps import (
     START,
-    with_papers_start,
     at_chance,
     at_own_rate,
     beside,
@@ -55,9 +54,9 @@ from report.sweeps import (
     by_start,
     cells,
     davis_frank_sweeps,
+    kind_rank,
     labelled,
     matched,
-    kind_rank,
     network_label,
     of_kinds,
     of_users,
@@ -70,6 +69,7 @@ from report.sweeps import (
     times_width,
     usual_start,
     with_entries,
+    with_papers_start,
     without_trials,
 )
 
