@@ -31,6 +31,7 @@ from report.sweeps import (
     at_chance,
     at_own_rate,
     beside,
+    beside_another,
     beside_entries,
     by_equal_choice,
     by_start,
@@ -408,7 +409,7 @@ def norms(runs):
     little apart sideways."""
 
     def several(sweep: pd.DataFrame) -> bool:
-        return sweep.norm.nunique() > 1 and sweep.depth.nunique() > 1
+        return sweep.norm.nunique() > 1 and beside_another(sweep).depth.nunique() > 1
 
     runs = at_chance(of_kinds(runs))
     kinds = at_own_rate(by_equal_choice(runs))
@@ -416,11 +417,12 @@ def norms(runs):
     if chosen is None:
         return None
     figure, (axis,) = panel(chosen.title, "depth (layers)", ACCURACY)
-    kinds = sorted(set(chosen.sweep.norm), key=kind_rank)
+    own_rate = beside_another(chosen.sweep)
+    kinds = sorted(set(own_rate.norm), key=kind_rank)
     own = [kind for kind in kinds if kind not in NORMS]
     looks = dict(zip([*NORMS, *own], itertools.cycle(LOOKS), strict=False))
-    others = tried_deeper(runs, chosen.sweep)
-    for sweep, filled in ((chosen.sweep, {}), (others, {"markerfacecolor": "none", "ls": "none"})):
+    another = beside_another(tried_deeper(runs, own_rate))
+    for sweep, filled in ((own_rate, {}), (another, {"markerfacecolor": "none", "ls": "none"})):
         for i, kind in enumerate(kinds):
             apart, (colour, marker, dashes) = 1.03 ** (i - len(kinds) / 2), looks[kind]
             style = {"color": colour, "marker": marker, "ls": dashes} | filled
@@ -430,9 +432,9 @@ def norms(runs):
                 means = [cell.test_acc.mean() for cell in points.values()]
                 axis.plot([apart * depth for depth in points], means, label=label, **style)
                 axis.scatter(apart * line.depth, line.test_acc, 5, colour, alpha=0.5, linewidths=0)
-    draw_chance(axis, chosen.sweep)
+    draw_chance(axis, own_rate)
     odds_scale(axis)
-    log_ticks(axis, sorted(set(chosen.sweep.depth)))
+    log_ticks(axis, sorted(set(own_rate.depth)))
     legend_below(axis)
     return figure
 

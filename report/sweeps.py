@@ -365,6 +365,12 @@ def of_kinds(runs: pd.DataFrame) -> pd.DataFrame:
     return runs[~runs.experiment.isin(APART)].assign(train="norm")
 
 
+def beside_another(kinds: pd.DataFrame) -> pd.DataFrame:
+    """The `kinds` at depths at which another than BatchNorm was run, too; those of BatchNorm alone
+    are in other tables."""
+    return kinds[kinds.depth.isin(kinds.depth[kinds.norm != "bn"])]
+
+
 def by_equal_choice(kinds: pd.DataFrame) -> pd.DataFrame:
     """`kinds` of normalisation without trials at other rates than RATES, so that none has a wider
     choice than the others; of a kind that was not tried at several of these, all."""

@@ -48,7 +48,9 @@ from report.sweeps import (
     at_chance,
     at_own_rate,
     beside,
+    beside_another,
     beside_entries,
+    by_equal_choice,
     by_own_flags,
     by_place,
     by_start,
@@ -364,12 +366,13 @@ def exponents(errors: pd.DataFrame) -> pd.Series:
 
 @table("exp_norms.py --dataset digits --seeds 0 1 2 3 4", source="diverged")
 def norms(runs):
-    """γ and β of BatchNorm, of other normalisations and of none (γx + β), alone trained, by depth
-    and learning rate; of runs with a validation split the accuracy there; and what has diverged."""
+    """γ and β of BatchNorm, of other normalisations and of none (γx + β), alone trained, by depth,
+    where another kind than BatchNorm was run, and learning rate; of runs with a validation split
+    the accuracy there; and what has diverged."""
     for title, sweep in sweeps(of_kinds(runs), "norm", "lr", "depth"):
         if sweep.norm.nunique() < 2:
             continue
-        rows = []
+        sweep, rows = beside_another(sweep), []
         for (kind, rate), of_kind in cells(sweep, "norm", "lr"):
             for depth, cell in cells(of_kind, "depth"):
                 row = {"normalisation": kind, "learning rate": rate, "depth": depth_label(depth)}
@@ -377,6 +380,31 @@ def norms(runs):
         rows.sort(key=lambda row: (kind_rank(row["normalisation"]), row["learning rate"]))
         columns = [depth_label(depth) for depth in sorted(sweep.depth.unique())]
         yield Table(title, rows, across="depth", columns=columns)
+
+
+@table(
+    "exp_norms.py --dataset digits --lr 0.03 0.1 0.3 --val-fraction 0.2 --seeds 0 1 2",
+    source="diverged",
+)
+def behind_bn(runs):
+    """How far γ and β of other normalisations, and of none, are behind BatchNorm's, by depth, each
+    at the learning rate that was best on a validation split (claim 12); what diverged counts as
+    chance."""
+    kinds = at_own_rate(by_equal_choice(of_kinds(at_chance(runs))))
+    found = sweeps(kinds, "norm", "lr", "depth")
+    for title, sweep in sorted(found, key=lambda item: main_first(item[1])):
+        of_bn, others = sweep[sweep.norm == "bn"], sweep[sweep.norm != "bn"]
+        bn, rows = dict(list(cells(of_bn, "depth"))), []
+        for (kind, rate, depth), cell in cells(others, "norm", "lr", "depth"):
+            difference = paired(bn.get(depth), cell)
+            if difference:
+                row = {"normalisation": kind, "learning rate": rate, "depth": depth_label(depth)}
+                rows.append(row | {"bn − it": difference})
+        if rows:
+            rows.sort(key=lambda row: kind_rank(row["normalisation"]))
+            title = f"{title}, BatchNorm's learning rate {of_bn.lr.iloc[0]:g}"
+            columns = [depth_label(depth) for depth in sorted(others.depth.unique())]
+            yield Table(title, rows, across="depth", value="bn − it", columns=columns)
 
 
 def reached(cell: pd.DataFrame) -> Mean | str:

@@ -195,7 +195,7 @@ def test_each_depth_is_compared_with_the_shallowest():
     assert found["depth 56 − depth 14"] == "open (1 seed)"
 
 
-def test_kinds_of_normalisation_are_compared_each_at_its_best_rate():
+def test_kinds_of_normalisation_are_compared_each_at_its_best_rate(capsys):
     """The best by the validation split: BatchNorm's rate is 0.1, that of `none` 0.3."""
     for seed in range(3):
         for kind, best, depths in ((None, 0.1, (90, 92)), ("none", 0.3, (89.5, 70))):
@@ -213,6 +213,10 @@ def test_kinds_of_normalisation_are_compared_each_at_its_best_rate():
     assert found["bn − none, depth 56"] == "contradicted (3 of 5 seeds)"
     gap_grows = found["bn − none: depth 56 − depth 14"]
     assert gap_grows == "confirmed (3 of 5 seeds)"
+    assert plots.main(["--only", "behind_bn", "--out", "out"]) == 0
+    printed = capsys.readouterr().out
+    assert "| none | 0.3 | +0.50 (+0.50 to +0.50) | +22.0 (+22.0 to +22.0) |" in printed
+    assert printed.count("| none |") == 1
 
 
 def test_a_rate_that_was_tried_in_deeper_networks_alone_is_drawn_beside_its_kind():
@@ -231,6 +235,20 @@ def test_a_rate_that_was_tried_in_deeper_networks_alone_is_drawn_beside_its_kind
         "none, rate 0.3 (1 seed)": True,
         "none, rate 0.03 (1 seed)": False,
     }
+
+
+def test_depths_of_batchnorm_alone_are_no_comparison_of_kinds(capsys):
+    for kind, depths in ((None, (14, 44, 56)), ("none", (14, 56))):
+        known = {"train": "norm" if kind else "bn", "norm": kind}
+        for lr in (0.1, 1):
+            pretend(0, 0, "norms", val_fraction=0.2, val_acc=50 - lr, lr=lr, **known)
+        for depth in depths:
+            pretend(0, 50, "norms", depth=depth, **known)
+    pretend(0, 50, "norms", depth=74, lr=3, train="bn")
+    assert plots.main(["--only", "norms", "--out", "out"]) == 0
+    assert "| normalisation | learning rate | depth 14 | depth 56 |" in capsys.readouterr().out
+    (axis,) = figures.norms(sweeps.distinct(runs.read_runs(Path("results")))).axes
+    assert [len(line.get_xdata()) for line in axis.lines] == [2, 2]
 
 
 def test_a_kind_has_one_colour_whatever_stands_beside_it():
