@@ -280,8 +280,9 @@ def make(args, runs: pd.DataFrame, measured: pd.DataFrame) -> None:
     averaged = runs[runs.status != "diverged"]
     sources = {"distinct": distinct(averaged), "all": runs, "bench": measured}
     sources["diverged"] = distinct(runs)
-    read_by_figures = {entry.source for entry in FIGURES.values()}
-    drawn = {source: sources[source].map(without_formulas) for source in read_by_figures}
+    asked = {name: entry for name, entry in FIGURES.items() if name in (args.only or FIGURES)}
+    read = {entry.source for entry in asked.values()}
+    drawn = {source: sources[source].map(without_formulas) for source in read}
     formats, made = set(args.format), []
     for name, entry in TABLES.items():
         if name not in (args.only or TABLES):
@@ -294,9 +295,7 @@ def make(args, runs: pd.DataFrame, measured: pd.DataFrame) -> None:
             made.append((f"[{name}]({name}.md)", caption(name, TABLES)))
         else:
             print(f"table {name}: not run yet: python {entry.command}")
-    for name, entry in FIGURES.items():
-        if name not in (args.only or FIGURES):
-            continue
+    for name, entry in asked.items():
         if draw_figures(name, drawn[entry.source], args.out / "figures", formats):
             made.append((f"figure {name}", caption(name, FIGURES)))
         else:

@@ -34,14 +34,13 @@ from report.sweeps import (
     at_chance,
     at_own_rate,
     beside_entries,
-    by_equal_choice,
     by_place,
     davis_frank_sweeps,
     entries,
     kind_rank,
+    kinds_at_own_rate,
     matched,
     network_label,
-    of_kinds,
     of_users,
     published,
     resnets,
@@ -261,7 +260,7 @@ def findings(runs: pd.DataFrame) -> Iterator[Finding]:
     shallowest = {of_recipe.min() for of_recipe in depths if of_recipe.nunique() > 1}
     of_depths = partial(of_resnets, shallowest=shallowest)
     yield from in_sweeps(of_depths, ours, "depth", "width", "train")
-    kinds = at_own_rate(by_equal_choice(of_kinds(with_diverged)))
+    kinds = kinds_at_own_rate(with_diverged)
     yield from in_sweeps(of_norms, kinds, "norm", "lr", "depth")
     yield from in_sweeps(of_weight_decay, narrow[narrow.train == "bn"], "weight_decay")
     vits = at_own_rate(with_diverged[with_diverged.arch == "vit"])

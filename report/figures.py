@@ -29,16 +29,15 @@ from report.sweeps import (
     NORMS,
     TRAIN,
     at_chance,
-    at_own_rate,
     beside,
     beside_another,
     beside_entries,
-    by_equal_choice,
     by_start,
     cells,
     differing,
     entries,
     kind_rank,
+    kinds_at_own_rate,
     labelled,
     of_kinds,
     of_users,
@@ -411,9 +410,8 @@ def norms(runs):
     def several(sweep: pd.DataFrame) -> bool:
         return sweep.norm.nunique() > 1 and beside_another(sweep).depth.nunique() > 1
 
-    runs = at_chance(of_kinds(runs))
-    kinds = at_own_rate(by_equal_choice(runs))
-    chosen = main_sweep(kinds, "norm", "lr", "depth", having=several)
+    runs = at_chance(runs)
+    chosen = main_sweep(kinds_at_own_rate(runs), "norm", "lr", "depth", having=several)
     if chosen is None:
         return None
     figure, (axis,) = panel(chosen.title, "depth (layers)", ACCURACY)
@@ -421,7 +419,7 @@ def norms(runs):
     kinds = sorted(set(own_rate.norm), key=kind_rank)
     own = [kind for kind in kinds if kind not in NORMS]
     looks = dict(zip([*NORMS, *own], itertools.cycle(LOOKS), strict=False))
-    another = beside_another(tried_deeper(runs, own_rate))
+    another = beside_another(tried_deeper(of_kinds(runs), own_rate))
     for sweep, filled in ((own_rate, {}), (another, {"markerfacecolor": "none", "ls": "none"})):
         for i, kind in enumerate(kinds):
             apart, (colour, marker, dashes) = 1.03 ** (i - len(kinds) / 2), looks[kind]

@@ -371,6 +371,11 @@ def beside_another(kinds: pd.DataFrame) -> pd.DataFrame:
     return kinds[kinds.depth.isin(kinds.depth[kinds.norm != "bn"])]
 
 
+def kinds_at_own_rate(runs: pd.DataFrame) -> pd.DataFrame:
+    """`of_kinds`, each at its best of the same rates."""
+    return at_own_rate(by_equal_choice(of_kinds(runs)))
+
+
 def by_equal_choice(kinds: pd.DataFrame) -> pd.DataFrame:
     """`kinds` of normalisation without trials at other rates than RATES, so that none has a wider
     choice than the others; of a kind that was not tried at several of these, all."""

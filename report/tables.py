@@ -50,13 +50,13 @@ from report.sweeps import (
     beside,
     beside_another,
     beside_entries,
-    by_equal_choice,
     by_own_flags,
     by_place,
     by_start,
     cells,
     davis_frank_sweeps,
     kind_rank,
+    kinds_at_own_rate,
     labelled,
     matched,
     network_label,
@@ -390,8 +390,7 @@ def behind_bn(runs):
     """How far γ and β of other normalisations, and of none, are behind BatchNorm's, by depth, each
     at the learning rate of 0.03, 0.1 and 0.3 that was best on a validation split (claim 12); what
     diverged counts as chance."""
-    kinds = at_own_rate(by_equal_choice(of_kinds(at_chance(runs))))
-    found = sweeps(kinds, "norm", "lr", "depth")
+    found = sweeps(kinds_at_own_rate(at_chance(runs)), "norm", "lr", "depth")
     for title, sweep in sorted(found, key=lambda item: main_first(item[1])):
         of_bn, others = sweep[sweep.norm == "bn"], sweep[sweep.norm != "bn"]
         bn, rows = dict(list(cells(of_bn, "depth"))), []
