@@ -168,12 +168,18 @@ def claims(runs):
 @table("exp_bn_only.py --dataset digits", source="diverged")
 def verdicts(runs):
     """What comes of each claim on each data set, over its cases, which the table of claims has one
-    by one, with their numbers; nothing where it has not been run."""
+    by one, with their numbers; nothing where it has not been run. What fewer seeds decide than are
+    asked for more seeds can undo."""
     rows = []
     for dataset, of_dataset in runs[~of_users(runs)].groupby("dataset"):
         for claim, cases in cases_by_claim(of_dataset):
             row = {"claim": numbered(claim), "source": SOURCES[claim], "data set": dataset}
-            rows.append(row | {"verdict": summary([case.verdict for case in cases])})
+            verdict = summary([case.verdict for case in cases])
+            early = sum(case.early for case in cases)
+            if early:
+                which = "" if early == len(cases) else f"{counted(early, 'case')} "
+                verdict += f" ({which}by fewer seeds than asked for)"
+            rows.append(row | {"verdict": verdict})
     in_order = list(map(numbered, CLAIMS))
     rows.sort(key=lambda row: in_order.index(row["claim"]))
     if rows:
@@ -187,6 +193,11 @@ class Case(NamedTuple):
     found: list[Finding]
     speaks: Finding
     verdict: Verdict
+
+    @property
+    def early(self) -> bool:
+        """Decided by fewer seeds than are asked for."""
+        return self.verdict.word != "open" and self.speaks.figure.pairs < self.speaks.asked
 
 
 def cases_by_claim(runs: pd.DataFrame) -> Iterator[tuple[str, list[Case]]]:
@@ -387,14 +398,14 @@ def of_norms(sweep: pd.DataFrame) -> Iterator[Finding]:
                 case = f"bn − {kind}, depth {depth:g}"
                 remark = remark_on_lost(cells[kind, depth])
                 yield Finding("12", case, figure, AS_GOOD, remark=remark, rates=rates)
-        if len(depths) > 1:
-            low, high = depths[0], depths[-1]
-            growth = (gaps[high] - gaps[low]).dropna()
-            if len(growth):
-                figure = Difference.of(growth)
-                case = f"bn − {kind}: depth {high:g} − depth {low:g}"
-                remark = remark_on_lost(cells[kind, low], cells[kind, high])
-                yield Finding("12b", case, figure, remark=remark, rates=rates)
+        low = depths[0]
+        growths = {depth: (gaps[depth] - gaps[low]).dropna() for depth in depths[1:]}
+        grown = {depth: Difference.of(growth) for depth, growth in growths.items() if len(growth)}
+        if grown:  # from the shallowest depth to the deepest that can be judged
+            high = max(grown, key=lambda depth: (grown[depth].can_be_judged, depth))
+            case = f"bn − {kind}: depth {high:g} − depth {low:g}"
+            remark = remark_on_lost(cells[kind, low], cells[kind, high])
+            yield Finding("12b", case, grown[high], remark=remark, rates=rates)
 
 
 def remark_on_lost(*cells: pd.DataFrame) -> str:
