@@ -55,10 +55,10 @@ from harness.runs import table_of, tables_of  # noqa: F401
 from harness.starting import grid, main, main_of, resolved, run_grid, seed_everything  # noqa: F401
 
 # -------------------------------------------------------------------------------------------- seeds
-# Independent streams derive from one seed, all drawn on the CPU: seed 3 gives the same frozen
-# features whichever parameters are trained and whatever the device, so that comparisons are paired.
+# Independent streams, new ones last, derive from one seed, all drawn on the CPU: seed 3 gives the
+# same frozen features whatever is trained and on whatever device, so that comparisons are paired.
 
-STREAMS = ("weights", "batchnorm", "order", "random_params", "noise", "images")  # new ones last
+STREAMS = ("weights", "batchnorm", "order", "random_params", "noise", "images", "constructor")
 
 
 def generator(seed: int, stream: str, epoch: int = 0) -> torch.Generator:
@@ -255,7 +255,7 @@ def build_model(args: Settings, data: Data, build=network) -> nn.Module:
     network has, transposed convolutions too, starts as its constructor draws it, under the seed."""
     speed.prepare(args.device, data.size)  # threads: factorisations round differently on several
     with torch.random.fork_rng(devices=[]):
-        seed_everything(stream_seed(args.seed, "weights"))
+        seed_everything(stream_seed(args.seed, "constructor"))
         noted = Noting(args)
         model = build(noted, data.size, len(data.classes))
         if not isinstance(model, nn.Module):

@@ -1,5 +1,6 @@
 """Networks, their random start, and what of them is trained."""
 
+import itertools
 import math
 import time
 
@@ -10,6 +11,7 @@ import torch
 import common
 from harness.parts import parts, trained_as
 from harness import entries
+from harness.zoo import VisionTransformer
 
 
 WIDE = {2: "696K", 4: "2.78M", 8: "11.1M", 16: "44.3M", 32: "177M"}
@@ -54,6 +56,23 @@ def test_one_choice_has_one_spelling():
             model = common.build_model(args, common.load_data(args))
             common.freeze(model, train)
             assert trained_as(model) == spellings[0], train
+
+
+def test_what_a_constructor_draws_repeats_no_weight():
+    """A transformer's positions were once an output projection's first rows, on another scale."""
+
+    def vit(args, size, classes):
+        return VisionTransformer(2, 1, size, classes)
+
+    args = arguments("--dataset", "digits")
+    model = common.build_model(args, common.load_data(args), vit)
+    drawn = [
+        parameter.detach().flatten() for parameter in model.parameters() if parameter.dim() > 1
+    ]
+    for one, other in itertools.combinations(drawn, 2):
+        n = min(len(one), len(other))
+        correlation = torch.corrcoef(torch.stack([one[:n], other[:n]]))[0, 1]
+        assert abs(correlation) < 6 / math.sqrt(n)
 
 
 def test_initialisations():
