@@ -265,12 +265,17 @@ def beside(runs: pd.DataFrame, sweep: pd.DataFrame) -> Iterator[tuple[str, pd.Da
     if recipe.empty or others.empty:
         return
     equal = texts(others[shared]).eq(texts(recipe[shared]).iloc[0]).all(axis=1)
-    own = [column for column in settings_of(runs) if column not in (*COLUMNS, *USUAL)]
+    own = [column for column in settings_of(runs) if column not in COLUMNS]
     by = ["experiment", "arch", "width", "train", *own]
     for (experiment, arch, width, train, *values), cell in cells(others[equal], *by):
         pairs = zip(own, values, strict=True)
-        words = [told(name, value) for name, value in pairs if pd.notna(value)]
+        words = [told(name, value) for name, value in pairs if is_said(name, value)]
         yield f"{experiment}: {', '.join([arch + times_width(width), train, *words])}", cell
+
+
+def is_said(name: str, value) -> bool:
+    """Whether a setting is told where runs are called by theirs: it is there, and not as usual."""
+    return pd.notna(value) and value != USUAL.get(name)
 
 
 def by_own_flags(runs: pd.DataFrame) -> pd.DataFrame:

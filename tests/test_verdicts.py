@@ -45,11 +45,16 @@ def test_networks_of_ones_own_are_averaged_over_seeds_alone(capsys):
         for depth, width in ((16, 1), (16, 2), (11, 1)):
             shape = {"arch": "vgg", "depth": depth, "width": width}
             pretend(seed, 60 + depth + width, "mine", train="bn", **shape)
+        for norm in ("bn", "ln", "rms"):  # a column of ours, in a network that is not
+            mlp = {"arch": "mlp", "depth": 16, "train": "norm", "norm": norm}
+            pretend(seed, 20 + len(norm), "mine", **mlp)
     assert plots.main(["--only", "accuracy", "--format", "md"]) == 0
     printed = capsys.readouterr().out
     assert "| trained | source | depth 11 | depth 14 | depth 16 |" in printed
     assert "| mine: vgg, bn | ours | 72.0 ± 0.0 (2) |  | 77.0 ± 0.0 (2) |" in printed
     assert "| mine: vgg x2, bn | ours |  |  | 78.0 ± 0.0 (2) |" in printed
+    for named, mean in (("norm", 22), ("norm, norm ln", 22), ("norm, norm rms", 23)):
+        assert f"| mine: mlp, {named} | ours |  |  | {mean}.0 ± 0.0 (2) |" in printed
 
 
 def test_what_comes_of_a_claim_stands_beside_that_of_other_data():
