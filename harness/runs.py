@@ -354,6 +354,8 @@ class Run:
                         why = f"the CSV has {rows} rows that can be used"
                         raise Damaged(f"it is of epoch {epoch}, and {why}")
                     restore(content)
+                # the one that was not used must not take its place when the next is saved
+                os.replace(path, self.checkpoint)
                 self.rows = self.rows[:epoch]
                 return epoch
             except Damaged as error:

@@ -152,6 +152,24 @@ def test_damage_is_noticed_and_costs_no_digit(damage, capsys, monkeypatch):
     assert not Path("evil").exists()
 
 
+def test_a_checkpoint_that_is_not_used_takes_the_place_of_no_whole_one(monkeypatch):
+    """Killed within the next save, too, the run goes on from the one before."""
+
+    def killed(*_):
+        raise KeyboardInterrupt
+
+    for _ in range(2):
+        assert run("--time-limit", 1e-9) == 0
+    newest = the_checkpoint()
+    newest.write_bytes(newest.read_bytes()[:-9])
+    with monkeypatch.context() as patched:
+        patched.setattr(records, "write_checkpoint", killed)
+        assert run() == 130
+    trained = epochs_trained(monkeypatch)
+    assert run() == 0
+    assert trained == [2, 3]
+
+
 def test_a_finished_run_whose_checkpoint_is_damaged_is_made_again(capsys):
     assert run() == 0
     whole, checkpoint = rows(the_csv()), the_checkpoint()
