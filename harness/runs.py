@@ -24,7 +24,7 @@ from typing import NamedTuple
 
 from filelock import FileLock, Timeout
 
-from harness.config import Settings, default_of, flags, recorded
+from harness.config import SHARED, Settings, default_of, flags, recorded
 from harness.errors import (
     Damaged,
     Locked,
@@ -248,7 +248,7 @@ class Run:
         for folder in folders:
             for left_over in folder.glob(f".{self.name}.*.new"):
                 left_over.unlink(missing_ok=True)
-        if self.args.force:
+        if self.args.force and not self.made_since_the_start():
             return self
         try:
             self.look()
@@ -270,6 +270,12 @@ class Run:
         """Reads what is on disk."""
         self.rows = self.read_rows()
         return self
+
+    def made_since_the_start(self) -> bool:
+        """Whether another process has written the records since this one began: of several that
+        share a grid one makes each run again."""
+        running = time.monotonic() - self.args.process.began
+        return self.csv.exists() and self.csv.stat().st_mtime > time.time() - running
 
     def table(self, kind: str) -> Path:
         """Where a table of this run belongs."""
@@ -415,7 +421,7 @@ def run_grid(runs: list[Settings], run) -> tuple[int, list[Outcome]]:
 
     if not runs:
         raise UserError("this grid is empty: give each of its flags a value that fits")
-    runs = list({name_run(args).run: args for args in runs}.values())
+    runs = each_once(runs)
     if runs[0].dry_run and not rank_zero():
         return 0, []
     there = {name_run(args).run: outcome_on_disk(args, name_run(args)) for args in runs}
@@ -450,6 +456,19 @@ def run_grid(runs: list[Settings], run) -> tuple[int, list[Outcome]]:
         print(f"{len(runs) - len(finished)} of {len(runs)} runs are not in what follows")
     # what two words of --train mean may be the same run
     return int(bool(failed)), list({outcome.csv: outcome for outcome in finished}.values())
+
+
+def each_once(runs: list[Settings]) -> list[Settings]:
+    """`runs`, of those of one name the first. Raises UserError where what a grid varies is in no
+    name."""
+    by_name: dict[str, Settings] = {}
+    for args in runs:
+        first = by_name.setdefault(name_run(args).run, args)
+        for name, value in vars(args).items():
+            if name not in SHARED and name not in flags(args) and value != getattr(first, name):
+                instead = f"a flag, as in {name}: float = flag({value!r}, …), is recorded"
+                raise UserError(f"this grid varies {name}, which is in no run's name: {instead}")
+    return list(by_name.values())
 
 
 SEVERAL = ("imagefolder", "csv", "imagenet")  # data sets of which one name can mean several

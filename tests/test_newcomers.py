@@ -235,6 +235,10 @@ def test_a_grid_varies_what_its_records_show():
         common.grid(powers(), plain=[1, 2])
     with pytest.raises(UserError, match="nonsense is none"):
         common.grid(powers(), nonsense=[1])
+    (one,) = common.grid(powers("--norm", "bn"), seed=[0])
+    with pytest.raises(UserError, match="varies plain, which is in no run's name: a flag"):
+        common.run_grid([one, one.but(plain=2)], exp_norms.run)
+    assert len(records.each_once([one, one.but(quiet=False)])) == 1
 
 
 def test_the_settings_of_a_grid_are_those_of_no_run():

@@ -27,6 +27,7 @@ from harness import files as harness_files
 from harness import runs as records
 from harness.config import Process
 from harness import inside
+import exp_bn_only
 import exp_mlp_lenet
 
 
@@ -99,6 +100,17 @@ def test_a_second_process_says_so_and_stops(capsys):
         assert run() == 1
     assert "another process" in capsys.readouterr().err
     assert run() == 0
+
+
+def test_force_makes_again_what_was_there_before_this_process_began(monkeypatch):
+    """Of several processes with --force on one grid each run is then made by one."""
+    assert run() == 0
+    trained = epochs_trained(monkeypatch)
+    other = Process(Path("exp_bn_only.py"), began=time.monotonic() - 60)
+    assert exp_bn_only.run(arguments("--force").but(process=other)).again
+    assert trained == []
+    assert run("--force") == 0
+    assert trained == [1, 2, 3]
 
 
 @pytest.mark.parametrize("sent, code", [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
