@@ -164,11 +164,12 @@ def make_data(args: Settings, name: str, images, labels, classes=None) -> Data:
         need = "the networks need 8x8: add --image-size 8"
         raise UserError(f"the images of {name} have {width}x{height} pixels, and {need}")
     count = int(labels["train"].max()) + 1
-    make_splits(images, labels, args)
+    made_with = make_splits(images, labels, args)
     classes = list(map(str, range(count) if classes is None else classes))
     if len(classes) < count:
         raise UserError(f"the data set {name} has {count} classes: give a name for each")
-    return Images(name, classes, on_device(images, args.device), on_device(labels, args.device))
+    images, labels = on_device(images, args.device), on_device(labels, args.device)
+    return Images(name, classes, images, labels, made_with=made_with)
 
 
 def load_digits():
@@ -261,13 +262,11 @@ def build_model(args: Settings, data: Data, build=network) -> nn.Module:
         if not isinstance(model, nn.Module):
             raise UserError(f"the network is a {type(model).__name__}: build returns an nn.Module")
         materialise(model, data.size)
-    initialise(model, args.seed, args.gamma_init, args.beta_init, args.weight_init)
-    if build is network or args.arch not in DEPTHS:  # of --arch, if of a script's own: mlp, vit
-        model._origin = Origin(args.seed)
-    else:
-        name = getattr(build, "__name__", type(model).__name__)
-        flags = {"arch": args.arch, "depth": args.depth, "width": args.width}
-        model._origin = Origin(args.seed, name, frozenset(noted.read), flags)
+    initialise(model, args.seed, noted.gamma_init, noted.beta_init, noted.weight_init)
+    model._origin = Origin(args.seed, read=noted.read)
+    if build is not network and args.arch in DEPTHS:  # else of --arch, if a script's own: mlp, vit
+        model._origin.name = getattr(build, "__name__", type(model).__name__)
+        model._origin.flags = {"arch": args.arch, "depth": args.depth, "width": args.width}
     # channels_last is of four dimensions, and a 3D convolution's weight has five
     has_3d = any(parameter.dim() > 4 for parameter in model.parameters())
     layout = torch.preserve_format if has_3d else torch.channels_last
@@ -530,7 +529,7 @@ def fit(model: nn.Module, data: Data, args: Settings, recipe=recipe, also=None) 
         what = type(made).__name__
         raise UserError(f"a recipe returns common.Recipe or common.scheduled(…), not a {what}")
     check_recipe(model, made.optimizer, made.scheduler)
-    asked, args = args, as_trained(model, args, made, noted.read)
+    asked, args = args, as_trained(model, data, args, made, noted.read)
     name = name_run(args, data.name)
     if args.dry_run:
         seconds = 0.0

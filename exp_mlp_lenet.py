@@ -159,9 +159,9 @@ def load_table(args):
         features, labels, classes = table.data, table.target, list(map(str, table.target_names))
     features, labels = {"train": features.astype(np.float32)}, {"train": labels.astype(np.int64)}
     source = common.digest_of(features, labels)[:6] if args.dataset == "csv" else ""
-    common.make_splits(features, labels, args)
+    made_with = common.make_splits(features, labels, args)
     features, labels = (common.on_device(rows, args.device) for rows in (features, labels))
-    return Table(common.dataset_name(args), classes, features, labels, source)
+    return Table(common.dataset_name(args), classes, features, labels, source, made_with)
 
 
 def read_csv(path, target):

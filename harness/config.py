@@ -374,17 +374,17 @@ class Settings:
 
 
 class Noting:
-    """Settings that note which of them are read: what a network or a recipe of one's own makes of
-    them."""
+    """Settings that note which of them are `read`, and as what: what a network or a recipe of one's
+    own makes of them."""
 
-    def __init__(self, settings: Settings, read: set[str] | None = None):
-        self.settings, self.read = settings, set() if read is None else read
+    def __init__(self, settings: Settings, read: dict[str, Any] | None = None):
+        self.settings, self.read = settings, {} if read is None else read
 
     def __getattr__(self, name: str):
         if name.startswith("__"):  # what copying and pickling look for
             raise AttributeError(name)
-        self.read.add(name)
-        return getattr(self.settings, name)
+        self.read[name] = getattr(self.settings, name)
+        return self.read[name]
 
     def but(self, **settings) -> Noting:
         return Noting(self.settings.but(**settings), self.read)
@@ -403,12 +403,15 @@ def recorded(settings: Settings) -> dict[str, Any]:
     """The settings that are columns of the records and part of the hash of a run's name."""
     found = {}
     for field in dataclasses.fields(settings):
-        # a flag that an experiment has taken away is a column all the same
-        record = (field.metadata or SHARED.get(field.name, field).metadata).get("record", NEVER)
-        value = getattr(settings, field.name)
+        record, value = record_of(field), getattr(settings, field.name)
         if record == ALWAYS or (record == CHANGED and value != default_of(field)):
             found[field.name] = joined(value) if isinstance(value, list) else plain(value)
     return found
+
+
+def record_of(field: dataclasses.Field) -> str:
+    """When a setting is a column; a flag that an experiment has taken away is one all the same."""
+    return (field.metadata or SHARED.get(field.name, field).metadata).get("record", NEVER)
 
 
 def joined(values: list) -> str:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import io
 from contextlib import redirect_stdout, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 
@@ -33,6 +33,7 @@ class Data:
     images: dict[str, torch.Tensor]
     labels: dict[str, torch.Tensor]
     source: str = ""  # which of the folders or files of this name it comes from: a digest
+    made_with: dict = field(default_factory=dict)  # the settings of its splits
 
     @property
     def size(self) -> tuple[int, ...]:
@@ -142,9 +143,9 @@ def on_device(arrays: dict[str, np.ndarray], device) -> dict[str, torch.Tensor]:
     return {split: torch.from_numpy(array).to(device) for split, array in arrays.items()}
 
 
-def make_splits(images: dict, labels: dict, args: Settings) -> None:
+def make_splits(images: dict, labels: dict, args: Settings) -> dict:
     """Makes the subset and the validation split that `args` asks for and, where there is none, a
-    test split."""
+    test split. Returns the settings of these."""
     n = len(labels["train"])
     if "test" not in labels:
         hold_out(images, labels, n - round(n / 5), "a test split of 20 %", "test")
@@ -156,6 +157,7 @@ def make_splits(images: dict, labels: dict, args: Settings) -> None:
         keep = round(len(labels["train"]) * (1 - args.val_fraction))
         what = f"--val-fraction {args.val_fraction:g}"
         hold_out(images, labels, keep, what, "val", args.split_seed)
+    return {"subset": args.subset, "val_fraction": args.val_fraction}
 
 
 def hold_out(images, labels, keep: int, what: str, split: str | None = None, seed: int = 0) -> None:

@@ -292,8 +292,9 @@ class Streamed(Data):
     @classmethod
     def of(cls, args, paths: dict, labels: dict, classes: list[str]) -> Streamed:
         """The images of `list_imagenet`, with the splits that `args` asks for."""
-        make_splits(paths, labels, args)
-        data = cls("imagenet", classes, paths, on_device(labels, args.device))
+        made_with = make_splits(paths, labels, args)
+        labels = on_device(labels, args.device)
+        data = cls("imagenet", classes, paths, labels, made_with=made_with)
         data.pixels, data.workers = args.image_size or 224, args.workers
         data.source = data.digest[:6]
         return data

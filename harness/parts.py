@@ -33,7 +33,7 @@ class Origin:
 
     seed: int
     name: str = ""  # of a network of one's own; empty for those of --arch
-    read: frozenset[str] | None = None  # the settings that a network of one's own was made of
+    read: dict | None = None  # the settings that it was made of; None: a script has built it itself
     flags: dict = field(default_factory=dict)  # --arch, --depth, --width, where `name` is recorded
     left_trainable: frozenset[str] = frozenset()  # by `freeze`, names of parameters
     called: str = ""  # what these are called

@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 from harness import checkpoints, inside, processes
-from harness.config import Settings, as_plain
+from harness.config import NEVER, Settings, as_plain, record_of
 from harness.dataset import Data
 from harness.errors import Damaged, UserError, taken_apart
 from harness.files import read_checkpoint, write_table
@@ -114,30 +114,36 @@ def machine_columns(args: Settings) -> dict:
     return columns | {"torch": torch.__version__, "commit": commit()}
 
 
-def as_trained(model: nn.Module, args: Settings, made, read_by_recipe: set[str]) -> Settings:
+def as_trained(model, data: Data, args: Settings, made, read_by_recipe: dict) -> Settings:
     """The settings as they are true of what is about to be trained, whatever was asked for: by
     these it is named and recorded."""
-    truth = {"train": trained_as(model), "processes": processes.processes()}
-    truth |= true_network(model, args)
+    truth = true_network(model, args) | data.made_with
+    truth |= {"train": trained_as(model), "processes": processes.processes()}
     if made.optimizer:
         truth |= true_recipe(args, made, read_by_recipe)
     return args.but(**truth)
 
 
 def true_network(model: nn.Module, args: Settings) -> dict:
-    """The name of a network of one's own as `arch`, and no depth and width where it was made
-    without them; nothing of a network of --arch."""
-    known = origin(model)
-    if not known.name:
-        return {}
-    read = known.read
-    if read is None:  # built by the script itself: what was asked for may have had a part in it
+    """The settings that a network was made of; of one of one's own its name as `arch`, and no depth
+    and width where it was made without them. Raises UserError where it is of another seed."""
+    known, made_of = origin(model), {}
+    if known.read is None:  # built by the script itself: what was asked for may have had a part
         read = {*args.given, *args.varied}
         known.flags = {key: getattr(args, key) for key in ("arch", "depth", "width")}
-    return {"arch": known.name} | dict.fromkeys({"depth", "width"} - read)
+    else:
+        read = known.read.keys()
+        columns = {f.name for f in dataclasses.fields(args) if record_of(f) != NEVER}
+        made_of = {name: known.read[name] for name in read & columns}
+        if known.seed != args.seed:
+            told = f"the network is of seed {known.seed}, and fit is given seed {args.seed}"
+            raise UserError(f"{told}: give both the same settings")
+    if not known.name:
+        return made_of
+    return made_of | {"arch": known.name} | dict.fromkeys({"depth", "width"} - read)
 
 
-def true_recipe(args: Settings, made, read: set[str]) -> dict:
+def true_recipe(args: Settings, made, read: dict) -> dict:
     """What an optimizer's first group and its schedule are. Settings that the recipe has `read`
     stay as given, whatever it makes of them in one group of parameters or the other."""
     group = made.optimizer.param_groups[0]

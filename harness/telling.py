@@ -48,7 +48,7 @@ OF_NETWORKS = "arch depth width".split()
 OF_RECIPES = "optimizer lr momentum weight_decay schedule".split()
 
 
-def warn_of_unused(asked: Settings, model: nn.Module, trained: str, read: set | None) -> None:
+def warn_of_unused(asked: Settings, model: nn.Module, trained: str, read: dict | None) -> None:
     """Names the flags that were given and have no part in what a script makes of its own: what it
     freezes, its network, its recipe, of which settings are `read` (None where none is)."""
     known, unused = origin(model), []

@@ -242,6 +242,46 @@ def run(args):
     assert "beta_of_the_first_stage" in stage[0]["run"]
 
 
+def test_a_record_says_of_what_the_network_and_the_data_were_made_whatever_fit_is_told():
+    script(
+        "changed",
+        """
+def run(args):
+    data = common.load_data(args.but(subset=200, val_fraction=0.2))
+    wide = args.but(width=2, gamma_init="ones")
+    model = common.build_model(wide, data, half if args.lr == 0.2 else common.network)
+    common.freeze(model, args.train)
+    return common.fit(model, data, args)
+
+def half(args, size, classes):
+    return common.network(args.but(width=args.width // 2), size, classes)
+""",
+    )
+    first = made("changed", "--depth", 8)[0]
+    assert [first[name] for name in ("width", "gamma_init")] == ["2", "ones"]
+    assert [first[name] for name in ("subset", "val_fraction")] == ["200", "0.2"]
+    assert first["run"].startswith("resnet8-w2-")
+    own = made("changed", "--depth", 8, "--lr", 0.2, results="b")[0]
+    assert [own[name] for name in ("arch", "width", "params_trained")] == ["half", "1", "672"]
+
+
+def test_a_network_of_another_seed_than_the_runs_is_refused():
+    script(
+        "seeds",
+        """
+def run(args):
+    data = common.load_data(args)
+    model = common.build_model(args.but(seed=7), data)
+    common.freeze(model, args.train)
+    return common.fit(model, data, args)
+""",
+    )
+    process = Forked("exp_seeds.py", *SMALL)
+    assert process.wait() == 2
+    told = "the network is of seed 7, and fit is given seed 0: give both the same settings"
+    assert process.err == f"error: {told}\n"
+
+
 def test_a_record_says_what_was_trained_whatever_the_flag_said():
     script(
         "more",
