@@ -364,6 +364,7 @@ class Settings:
     process: Process = dataclasses.field(default_factory=Process)
     varied: dict[str, list] = dataclasses.field(default_factory=dict)  # what a grid's lists hold
     given: dict[str, Any] = dataclasses.field(default_factory=dict)  # what the command line said
+    made: set[str] | None = None  # names of the runs that one call of a script's run(args) has made
 
     def but(self, **settings) -> Settings:
         """A copy with other `settings`, of which NumPy's numbers become Python's."""
@@ -629,6 +630,7 @@ def as_plain(args: Settings) -> dict[str, Any]:
         "process",
         "varied",
         "given",
+        "made",
         "time_limit",
     }
     names = [field.name for field in dataclasses.fields(args) if field.name not in mine]

@@ -219,6 +219,7 @@ class Run:
         self.rows: list[dict] = []
 
     def __enter__(self) -> Run:
+        self.note_once()
         self.lock = FileLock(self.csv.with_name(f".{self.name}.lock"), timeout=0)
         folders = (self.csv.parent, self.checkpoint.parent)
         folder, new = self.csv.parent, []
@@ -270,6 +271,17 @@ class Run:
         """Reads what is on disk."""
         self.rows = self.read_rows()
         return self
+
+    def note_once(self) -> None:
+        """Raises UserError where the same call of a script's run(args) has made this run before:
+        the second would be taken for the first, which is finished."""
+        made = self.args.made
+        if made is None:  # in a notebook, say
+            return
+        if self.name in made:
+            instead = "give what differs between them a flag, which is in the name"
+            raise UserError(f"this script calls fit twice for {self.name}: {instead}")
+        made.add(self.name)
 
     def made_since_the_start(self) -> bool:
         """Whether another process has written the records since this one began: of several that

@@ -114,7 +114,7 @@ def seeded(run):
 
     def work(args: Settings) -> Outcome:
         seed_everything(args.seed)
-        outcome = run(args)
+        outcome = run(args.but(made=set()))
         if not isinstance(outcome, Outcome):
             raise UserError("run(args) has to end with: return common.fit(…)")
         return outcome

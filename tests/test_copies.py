@@ -282,6 +282,29 @@ def run(args):
     assert process.err == f"error: {told}\n"
 
 
+def test_two_networks_of_one_name_in_one_run_are_refused():
+    """The second would be shown the first one's accuracy."""
+    script(
+        "two",
+        """
+def run(args):
+    data = common.load_data(args)
+    for p in (0.0, 0.9):
+        def dropout(args, size, classes):
+            model = common.network(args, size, classes)
+            model.output = nn.Sequential(nn.Dropout(p), model.output)
+            return model
+        model = common.build_model(args, data, dropout)
+        common.freeze(model, args.train)
+        outcome = common.fit(model, data, args)
+    return outcome
+""",
+    )
+    process = Forked("exp_two.py", *SMALL, "--quiet")
+    assert process.wait() == 2
+    assert process.err.startswith("error: this script calls fit twice for dropout14-w1-digits-bn")
+
+
 def test_a_record_says_what_was_trained_whatever_the_flag_said():
     script(
         "more",
