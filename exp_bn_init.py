@@ -72,7 +72,7 @@ def run_davis_frank(args):
     model = build_davis_frank(args, data)
     # The authors train everything; the BatchNorm of their input has no β, ours keeps it at 0.
     common.freeze(model, all_but_inputs_beta)
-    common.origin(model).called = "all"
+    common.origin(model).called = "all"  # as the authors call it; freeze takes no word for a name
     return common.fit(model, data, args, recipe)
 
 

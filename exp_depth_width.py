@@ -28,7 +28,7 @@ class Settings(common.Settings):
     match_bn_params: bool = flag(
         False,
         "each width above 1, at depth 14, against the depth of width 1 with as many BatchNorm "
-        "parameters; --depths has no part in it",
+        "parameters, which says the depths",
         record=NEVER,
     )
 
@@ -52,6 +52,8 @@ def shapes_of(args):
     """The depths and widths that are compared."""
     if args.grid and args.match_bn_params:
         raise UserError("--grid and --match-bn-params each say what is compared: give one of them")
+    if args.match_bn_params and "depth" in args.given:
+        raise UserError("--match-bn-params finds each width's depth: leave out --depths")
     depths, widths = args.varied["depth"], args.varied["width"]
     shapes = []
     if args.match_bn_params:

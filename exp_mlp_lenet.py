@@ -187,6 +187,9 @@ def read_csv(path, target):
         instead = "fill them in, or leave out those rows or columns"
         raise UserError(f"{path} has missing values in {listed(missing[:5])}: {instead}")
     features = table.drop(columns=target)
+    if features.empty:
+        instead = "name one with columns to learn from, and rows"
+        raise UserError(f"{path} has nothing beside {target}: {instead}")
     text = [name for name in features if not pd.api.types.is_numeric_dtype(features[name])]
     if text:
         instead = "make numbers of it, as pandas.get_dummies does, or leave it out"

@@ -109,8 +109,8 @@ class Settings(common.Settings):
 
 
 def mlp(args, size, classes):
-    """Hidden layers without a bias of their own, as exp_mlp_lenet.py's have one, each with
-    BatchNorm, whose β is one, and ReLU."""
+    """Hidden layers, each with BatchNorm and ReLU; unlike those of exp_mlp_lenet.py they have no
+    bias, for which β serves."""
     widths, layers = [math.prod(size), *args.hidden], [nn.Flatten()]
     for inputs, outputs in itertools.pairwise(widths):
         layers += [nn.Linear(inputs, outputs, bias=False), nn.BatchNorm1d(outputs), nn.ReLU()]
@@ -197,6 +197,10 @@ def compare(args):
         lists = {name: args.varied[name] for name in ("depth", "lr", "seed")}
         runs += common.grid(args, norm=[norm], train=trains, **lists)
     code, outcomes = common.run_grid(runs, run)
+    for outcome in outcomes:
+        if args.watch and "dead" not in outcome.rows[-1]:
+            again = "--force makes it again"
+            print(f"note: {outcome.csv} was made without --watch: {again}", file=sys.stderr)
     for rows in common.tables_of(outcomes, args, "depth", "train", "norm", "lr"):
         report(rows)
     return code

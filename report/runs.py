@@ -12,6 +12,7 @@ there, any other that is missing or empty has its default, and one not known her
 from __future__ import annotations
 
 import gzip
+import re
 import sys
 import zlib
 from collections.abc import Iterator
@@ -158,9 +159,16 @@ def typed(epochs: pd.DataFrame) -> pd.DataFrame:
     return epochs.assign(**{column: pd.to_numeric(epochs[column]) for column in texts})
 
 
+def is_run(path: Path) -> bool:
+    """Whether a CSV is called as a run is, by a hash at the end."""
+    return re.search(r"-[0-9a-f]{6}$", path.stem) is not None
+
+
 def find_runs(folder: Path) -> list[Run]:
     """Every run below `folder`, by experiment and name, packed or not."""
-    paths = [p for p in folder.glob("*/*.csv") if p.parent.name not in ("bench", "tables")]
+    # bench.py's CSVs and plots.py's tables, too, are in folders like an experiment's
+    others = ("bench", "tables")
+    paths = [p for p in folder.glob("*/*.csv") if p.parent.name not in others or is_run(p)]
     found: list[Run] = [FolderRun(path) for path in paths]
     for path in sorted(folder.glob("**/epochs.csv.gz")):
         pack = Pack(path.parent)

@@ -140,7 +140,9 @@ def parameters(runs):
     shown = runs[((runs.experiment == "") | of_users(runs)) & ~random_sweep(runs)]
     for dataset, of_dataset in shown.groupby("dataset"):
         rows, papers, of_dataset = [], published(dataset, "params"), labelled(of_dataset)
-        for (arch, width, depth), of_network in cells(of_dataset, "arch", "width", "depth"):
+        of_dataset = of_dataset.assign(hidden=of_dataset.get("hidden"))
+        shape = ("arch", "width", "depth", "hidden")
+        for (arch, width, depth, _), of_network in cells(of_dataset, *shape):
             network = network_label(of_network.iloc[0])
             counts = of_network.drop_duplicates("label").set_index("label").params_trained.to_dict()
             counts["all"] = of_network.params_total.iloc[0]

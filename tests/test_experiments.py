@@ -64,6 +64,7 @@ def test_a_failed_run_does_not_stop_a_grid_and_is_named(capsys, monkeypatch):
         (exp_random_params, "--train output"),
         (exp_mlp_lenet, "--width 2"),
         (exp_depth_width, "--match-bn-params --widths 1"),
+        (exp_depth_width, "--match-bn-params --widths 3 --depths 14 32"),
         (exp_mlp_lenet, "--hidden 32,32"),
         (exp_mlp_lenet, "--hidden 8 --tune 2 --bn before after"),
         (exp_bn_init, "davis_frank --val-fraction 0"),
@@ -143,6 +144,9 @@ def test_tables_that_cannot_be_used_are_one_line(capsys):
     table.to_csv("flowers.csv", index=False)
     assert on_table("flowers.csv", "--target", "nothing") == 2
     assert "columns a" in one_line(capsys)
+    table[["b"]].to_csv("one.csv", index=False)
+    assert on_table("one.csv") == 2
+    assert "nothing beside b" in one_line(capsys)
     assert on_table("gone.csv") == 2
     assert "gone.csv" in one_line(capsys)
     assert exp_mlp_lenet.main(["--dataset", "csv"]) == 2

@@ -4,7 +4,7 @@ import re
 from functools import partial
 from pathlib import Path
 
-from tests.helpers import GRID, SMALL, arguments, rows, the_csv
+from tests.helpers import GRID, SMALL, arguments, one_line, rows, the_csv
 import pytest
 import torch
 import torch.nn.functional as F
@@ -270,6 +270,11 @@ def test_the_share_of_dead_features_is_measured_after_every_epoch(capsys):
     first, last = rows(the_csv())
     assert 0 <= float(first["dead"]) <= 100
     assert 0 <= float(last["small_gammas"]) <= 100
+    words = [*GRID, "--norm", "bn", "--seeds", "1", "--quiet"]
+    assert exp_norms.main(words) == 0
+    capsys.readouterr()
+    assert exp_norms.main([*words, "--watch"]) == 0
+    assert "made without --watch: --force" in one_line(capsys)
 
 
 @pytest.mark.parametrize(

@@ -57,6 +57,17 @@ def test_networks_of_ones_own_are_averaged_over_seeds_alone(capsys):
         assert f"| mine: mlp, {named} | ours |  |  | {mean}.0 ± 0.0 (2) |" in printed
 
 
+def test_every_network_has_a_row_in_the_table_of_parameters(capsys):
+    for hidden, number in (("16", 640), ("64", 2560)):
+        mlp = {"arch": "mlp", "depth": 2, "width": None, "hidden": hidden, "train": "bn"}
+        path = pretend(0, 50, "tables", params_trained=number, **mlp)
+        path.rename(path.with_stem(f"mlp-{number:06d}"))  # in a folder as plots.py has, too
+    assert plots.main(["--only", "parameters", "--format", "md"]) == 0
+    printed = capsys.readouterr().out
+    assert "| MLP 16 | ours | 174,970 | 640 |" in printed
+    assert "| MLP 64 | ours | 174,970 | 2,560 |" in printed
+
+
 def test_what_comes_of_a_claim_stands_beside_that_of_other_data():
     for seed, noise in enumerate((-1, 0, 1)):
         for dataset, gain in (("digits", 20), ("mnist", 0)):
