@@ -514,7 +514,7 @@ def make(left: list[Settings], total: int, run, there: dict) -> list[str]:
     nothing came."""
     from harness.progress import grid_bar
 
-    failed, locked, quiet = [], [], left and left[0].quiet
+    failed, locked, quiet = [], [], not left or left[0].quiet
     with grid_bar(total=total, initial=total - len(left), disable=quiet) as bar:
         for args in itertools.chain(left, locked):  # those that were locked get a second look
             name, told = name_run(args).run, told_in_a_grid(args)

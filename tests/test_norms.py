@@ -270,7 +270,7 @@ def test_the_share_of_dead_features_is_measured_after_every_epoch(capsys):
     first, last = rows(the_csv())
     assert 0 <= float(first["dead"]) <= 100
     assert 0 <= float(last["small_gammas"]) <= 100
-    words = [*GRID, "--norm", "bn", "--seeds", "1", "--quiet"]
+    words = [*GRID, "--norm", "bn", "--seeds", "1"]
     assert exp_norms.main(words) == 0
     capsys.readouterr()
     assert exp_norms.main([*words, "--watch"]) == 0
