@@ -207,6 +207,9 @@ TORCHVISION = {  # --dataset: torchvision's class, and where its files lie below
 }
 
 
+UNREADABLE = (OSError, RuntimeError, ValueError, LookupError, AssertionError)
+
+
 def load_torchvision(dataset: str, root: Path):
     """A data set of torchvision's from `root`, downloaded and verified there if it is not."""
     import torchvision
@@ -219,19 +222,23 @@ def load_torchvision(dataset: str, root: Path):
 
     try:
         splits = read(download=False)
-    except RuntimeError:  # absent or damaged
+    except UNREADABLE as absent_or_damaged:
+        first = str(absent_or_damaged)
         is_new, lock = not root.exists(), root / f".{dataset}.lock"
         try:
             root.mkdir(parents=True, exist_ok=True)
             with FileLock(lock), redirect_stdout(io.StringIO()):
                 splits = read(download=True)
-        except (OSError, RuntimeError) as error:
+        except UNREADABLE as error:
             with suppress(OSError):
                 lock.unlink(missing_ok=True)
             for folder in (root / name / "raw", root / name, *([root] if is_new else [])):
                 with suppress(OSError):  # something came in
                     folder.rmdir()
             why = " ".join(str(error).split())[:120]
+            if str(error) == first:  # MNIST's files are not verified, nor downloaded over others
+                instead = "remove them, and they are downloaded again"
+                raise UserError(f"{root / where}: files are damaged ({why}): {instead}") from None
             raise UserError(
                 f"{dataset} is not in {root} and could not be downloaded ({why}): put its files at "
                 f"{root / where}, or try --dataset digits, which needs none"

@@ -95,6 +95,18 @@ def test_a_data_set_that_cannot_be_had(dataset, where, capsys, monkeypatch):
     assert not Path("here").exists()
 
 
+@pytest.mark.parametrize(
+    "left", [b"", bytes([0, 0, 8, 3, 0, 0, 234, 96, 0, 0, 0, 28, 0, 0, 0, 28, 7])]
+)
+def test_a_data_set_that_a_kill_has_cut_is_said_to_be_damaged(left, capsys, monkeypatch):
+    monkeypatch.setattr(urllib.request, "urlopen", no_network)
+    (raw := Path("here/MNIST/raw")).mkdir(parents=True)
+    for kind in ("train-images-idx3", "train-labels-idx1", "t10k-images-idx3", "t10k-labels-idx1"):
+        (raw / f"{kind}-ubyte").write_bytes(left)
+    assert run("--dataset", "mnist", "--data", "here") == 2
+    assert "files are damaged" in (said := one_line(capsys)) and "remove them" in said
+
+
 def without_train(root):
     (root / "train").rename(root / "training")
 
