@@ -287,7 +287,7 @@ def by_own_flags(runs: pd.DataFrame) -> pd.DataFrame:
         return runs
 
     def called(run) -> str:
-        said = [told(column, run[column]) for column in own if pd.notna(run[column])]
+        said = [told(column, run[column]) for column in own if is_said(column, run[column])]
         return f"{run.experiment} ({', '.join(said)})" if said else run.experiment
 
     names = runs[users].apply(called, axis=1)
