@@ -97,6 +97,13 @@ class Settings(common.Settings):
     lists = {"depth": [14], "train": ["bn"]}
 
     image_size: int = changed("image_size", 32)
+    optimizer: str = "sgd"  # as in the plain loop, with which the others are compared
+    lr: float = 0.1
+    momentum: float = 0.9
+    weight_decay: float = 1e-4
+    gamma_init: str = "uniform"
+    beta_init: str = "zeros"
+    weight_init: str = "he_normal"
     images: int = flag(
         10_000,
         "of one pass in training; in testing a fifth of them",
@@ -614,18 +621,22 @@ def beside(args: Settings, threads: int) -> list[dict]:
 def bench(args: Settings) -> int:
     import pandas as pd
 
+    measures = {"grid": share_out, "busy": beside, "norms": kinds_of_norm}
+    asked = [key for key in measures if getattr(args, key)]
+    if len(asked) > 1:
+        flags = " and ".join(f"--{key}" for key in asked)
+        raise common.UserError(f"{flags} are different measurements: give one of them")
     measure, kind = compare, ""
-    if args.grid:
-        measure, kind = share_out, "-grid"
-    elif args.busy:
-        measure, kind = beside, "-busy"
-    elif args.norms:
-        measure, kind = kinds_of_norm, "-norms"
+    if asked:
+        measure, kind = measures[asked[0]], f"-{asked[0]}"
+    kind += "".join(f"-{norm.replace(':', '')}" for norm in args.norms)
+    kind += "-compile" * args.compile + "-graph" * args.graph
     threads = torch.get_num_threads()
-    for one in common.grid(args):
-        if one.train == "none":
-            instead = "bench.py measures training; give bn, all or other parts"
-            raise common.UserError(f"--train none trains nothing: {instead}")
+    runs = common.grid(args)
+    if any(one.train == "none" for one in runs):
+        instead = "bench.py measures training; give bn, all or other parts"
+        raise common.UserError(f"--train none trains nothing: {instead}")
+    for one in runs:
         name = fast.device_name(one.device)
         about = {"device": name, "threads": threads, "torch": torch.__version__, "commit": commit()}
         setting = "arch depth width train image_size batch_size precision turns".split()

@@ -27,7 +27,7 @@ from torch import nn
 from torch.nn.utils import parametrize
 
 from harness import checkpoints, folders, onednn, processes, speed
-from harness.config import Noting, Settings, constant
+from harness.config import Noting, Settings, constant, is_start
 from harness.dataset import TORCHVISION, Data, checked, digest_of, load_torchvision, make_splits
 from harness.dataset import on_device, resize, split_batches
 from harness.entries import put_random_entries
@@ -35,8 +35,8 @@ from harness.errors import UserError
 from harness.estimate import plan
 from harness.norms import crashes_without_input_gradient
 from harness.parts import LAYERS, Origin, as_logits, check_name, check_recipe, cross_entropy
-from harness.parts import explained, inner_layers, materialise, names_of, norms, origin, owned
-from harness.parts import trainable
+from harness.parts import explained, inner_layers, materialise, names_of, norms, note_start
+from harness.parts import origin, owned, trainable
 from harness.processes import first_goes_first, share
 from harness.progress import progress_bar, tell
 from harness.recording import Recorder, as_trained, finished_before, machine_columns
@@ -259,13 +259,13 @@ def build_model(args: Settings, data: Data, build=network) -> nn.Module:
         seed_everything(stream_seed(args.seed, "constructor"))
         noted = Noting(args)
         model = build(noted, data.size, len(data.classes))
-        if not isinstance(model, nn.Module):
-            raise UserError(f"the network is a {type(model).__name__}: build returns an nn.Module")
         materialise(model, data.size)
     initialise(model, args.seed, noted.gamma_init, noted.beta_init, noted.weight_init)
+    note_start(model)
     model._origin = Origin(args.seed, read=noted.read)
     if build is not network and args.arch in DEPTHS:  # else of --arch, if a script's own: mlp, vit
-        model._origin.name = getattr(build, "__name__", type(model).__name__)
+        name = getattr(build, "__name__", "<lambda>")
+        model._origin.name = type(model).__name__ if name == "<lambda>" else name
         model._origin.flags = {"arch": args.arch, "depth": args.depth, "width": args.width}
     # channels_last is of four dimensions, and a 3D convolution's weight has five
     has_3d = any(parameter.dim() > 4 for parameter in model.parameters())
@@ -302,10 +302,11 @@ def initialise(
     γ ~ U[0, 1], β = 0.
 
     gamma_init: uniform, symmetric (U[-1, 1]), or as `constant` takes. A bias of a convolution or a
-    linear layer has PyTorch's default, U(±1/√fan_in)."""
+    linear layer has PyTorch's default, U(±1/√fan_in). Under another name, which only a script's own
+    settings can have, γ, β or the weights stay as they are."""
     weights, affine = generator(seed, "weights"), generator(seed, "batchnorm")
     for layer in model.modules():
-        if isinstance(layer, LAYERS):
+        if isinstance(layer, LAYERS) and weight_init in WEIGHT_INITS:
             weight = layer.weight  # of a parametrised layer what it is computed to be
             WEIGHT_INITS[weight_init](weight, weights)
             if parametrize.is_parametrized(layer, "weight"):
@@ -316,9 +317,9 @@ def initialise(
     for layer in norms(model).values():
         if gamma_init in ("uniform", "symmetric"):
             layer.weight.uniform_(0 if gamma_init == "uniform" else -1, 1, generator=affine)
-        else:
+        elif is_start(gamma_init):
             layer.weight.fill_(constant(gamma_init))
-        if getattr(layer, "bias", None) is not None:
+        if getattr(layer, "bias", None) is not None and is_start(beta_init):
             layer.bias.fill_(constant(beta_init))
 
 
@@ -513,30 +514,28 @@ def means(totals: torch.Tensor, n: int) -> dict[str, float]:
 # --------------------------------------------------------------------------------------------- fit
 
 
-def fit(model: nn.Module, data: Data, args: Settings, recipe=recipe, also=None) -> Outcome:
+def fit(model, data: Data, args: Settings, recipe=recipe, also=None, step=None) -> Outcome:
     """Trains what is trainable, by `recipe(model, args)`, and writes the run's records; goes on
     where an earlier start stopped.
 
     Afterwards the network is what the run has made of it, also where it was finished before.
 
     also: what to measure beside losses and accuracies; `also(model)` returns numbers by name after
-    every epoch, each a column of the records. Raises UserError for a name that is a column's, for
-    what is no number, and for a recipe that leaves out what is trainable."""
+    every epoch, each a column of the records. step: in the place of `train_step`, for another loss.
+    Raises UserError for a name that is a column's, for what is no number, and for a recipe that
+    leaves out what is trainable."""
     speed.prepare(args.device, data.size)
     noted = Noting(args)
     made = recipe(model, noted) if trainable(model) else Recipe()
-    if not isinstance(made, Recipe):
-        what = type(made).__name__
-        raise UserError(f"a recipe returns common.Recipe or common.scheduled(…), not a {what}")
-    check_recipe(model, made.optimizer, made.scheduler)
+    check_recipe(model, made)
     asked, args = args, as_trained(model, data, args, made, noted.read)
     name = name_run(args, data.name)
     if args.dry_run:
         seconds = 0.0
         if processes.first():
-            step = partial(train_step, optimizer=made.optimizer, args=args)
+            one = partial(step or train_step, optimizer=made.optimizer, args=args)
             with processes.alone(), arithmetic(model, args, data.size):
-                seconds = plan(model, data, args, name.run, step, evaluate)
+                seconds = plan(model, data, args, name.run, one, evaluate)
         planned = Plan(seconds, args, data.name)
         return processes.from_first(Outcome(Path(), [], args.epochs, plan=planned))
     about, where = network_columns(model, data), machine_columns(args)
@@ -545,14 +544,14 @@ def fit(model: nn.Module, data: Data, args: Settings, recipe=recipe, also=None) 
     with Run(args, name, about, where) if processes.first() else nullcontext() as run:
         again = finished_before(run, model, data)
         if not again:
-            train(model, data, args, made, run, also)
-        outcome = processes.from_first(run and Outcome(run.csv, run.rows, args.epochs, again))
+            train(model, data, args, made, run, also, step)
+        outcome = processes.from_first(run and run.outcome(again))
     if processes.first():
         summarise(outcome, args)
     return outcome
 
 
-def train(model, data, args, made: Recipe, run: Run | None, also=None) -> None:
+def train(model, data, args, made: Recipe, run: Run | None, also=None, step=None) -> None:
     """Epochs, each with its row in the records, until the last, a loss that is not finite, or the
     time limit. Of several processes the first has the `run`."""
     optimizer, scheduler, _ = made
@@ -564,8 +563,9 @@ def train(model, data, args, made: Recipe, run: Run | None, also=None) -> None:
     sizes = [len(batch) for batch in split_batches(order, args.batch_size)]
     n, unit = len(sizes), " batches"
     bar = progress_bar(total=args.epochs * n, initial=done * n, unit=unit, disable=args.quiet)
-    compiled = speed.training_step(train_step, model, args)
-    with bar, arithmetic(model, args, data.size), closing(recorder), compiled as step:
+    exact = exact_weights(model) if step else nullcontext()  # whatever a script does with them
+    made_fast = speed.training_step(step or train_step, model, args)
+    with bar, arithmetic(model, args, data.size), exact, closing(recorder), made_fast as step:
         for epoch in range(done + 1, args.epochs + 1):
             bar.set_description(f"epoch {epoch}/{args.epochs}", refresh=False)
             began = time.perf_counter()

@@ -44,7 +44,8 @@ class Settings(common.Settings):
     )
     hidden: list = flag(
         [[512], [512], [512]],
-        "widths of an mlp's hidden layers, or lenet-300-100 (default 512 512 512)",
+        "widths of an mlp's hidden layers, or lenet-300-100 (default 512 512 512); of --tune it "
+        "counts how many they are",
         units,
         several=True,
         metavar="UNITS",
@@ -115,7 +116,9 @@ def normalised(layer, bn, args):
 
 
 def network(args, size, classes):
-    if args.arch == "lenet5" and (len(size) < 3 or min(size[:2]) < 12):
+    if args.arch == "lenet5" and len(size) < 3:
+        raise UserError(f"--arch lenet5 needs images: {args.dataset} is a table, for --arch mlp")
+    if args.arch == "lenet5" and min(size[:2]) < 12:
         have = f"these have {'x'.join(map(str, size[:2]))}: add --image-size 28"
         raise UserError(f"--arch lenet5 needs images of 12x12 pixels, and {have}")
     return {"mlp": mlp, "lenet5": lenet5}[args.arch](args, size, classes)
@@ -134,12 +137,14 @@ class Table(common.Data):
 
     @cached_property
     def mean_std(self):
-        features = self.images["train"]
-        return features.mean(0), features.std(0).clamp(min=1e-6)
+        features = self.images["train"].double()  # whatever unit the columns have
+        deviation = features.std(0)
+        deviation[features.amax(0) == features.amin(0)] = 1
+        return features.mean(0), deviation
 
     def normalise(self, features):
         mean, std = self.mean_std
-        return (features - mean) / std
+        return ((features - mean) / std).float()
 
     def training_batches(self, seed, epoch, batch_size, augment):
         labels = self.labels["train"]
@@ -174,7 +179,7 @@ def read_csv(path, target):
         )
     try:
         table = pd.read_csv(path)
-    except (OSError, ValueError, TypeError) as error:
+    except Exception as error:  # each compression that pandas reads has errors of its own
         instead = "name one whose first line names the columns"
         raise UserError(
             f"--data {path} cannot be read as a CSV file ({error}): {instead}"
@@ -198,6 +203,11 @@ def read_csv(path, target):
     if infinite:
         instead = "leave out those rows or columns, or take logarithms"
         raise UserError(f"{path} has numbers beyond 3e38 in {listed(infinite[:5])}: {instead}")
+    exact = features.to_numpy(np.float64)
+    lost = np.abs(exact - exact.astype(np.float32)).max(0) > exact.std(0) / 100
+    if lost.any():
+        instead = "subtract its mean, which fp32 has no digits for"
+        raise UserError(f"{path} has a large offset in {listed(features.columns[lost])}: {instead}")
     classes, labels = np.unique(table[target].astype(str), return_inverse=True)
     return features.to_numpy(), labels, list(classes)
 
@@ -231,7 +241,8 @@ def compare(args):
         return tune(args)
     runs, places = [], args.varied["bn"]
     for bn, train in itertools.product(places, args.varied["train"]):
-        of_norm = {"bn", "norm", "gamma", "beta"} & set(train.split("+"))
+        words = {word.removeprefix("all-") for word in train.split("+")}
+        of_norm = {"bn", "norm", "gamma", "beta"} & words
         if bn == "none" and of_norm and len(places) > 1:
             continue  # without BatchNorm there is no γ to train beside the other choices
         runs += common.grid(args, bn=[bn], train=[train], seed=args.varied["seed"])
@@ -265,6 +276,12 @@ def tune(args):
         raise UserError("--tune needs Optuna: pip install optuna") from None
     if max(map(len, args.varied.values())) > 1 or args.dry_run:
         raise UserError("--tune takes one --bn, one --train and one --seed, and no --dry-run")
+    for name in ("lr", "weight_decay", "batch_size"):
+        if name in args.given:
+            flag_of = f"--{name.replace('_', '-')}"
+            raise UserError(f"--tune chooses {flag_of} itself: leave it out")
+    if "val_fraction" in args.given and not args.val_fraction:
+        raise UserError("--tune judges by a validation split: give --val-fraction above 0")
     optuna.logging.set_verbosity(optuna.logging.ERROR)
     process = replace(args.process, called="mlp_lenet_tune")  # trials are no runs to average
     one, quiet = {key: values[0] for key, values in args.varied.items()}, args.quiet
@@ -287,12 +304,7 @@ def tune(args):
     source = load_data(untuned).source  # of a file, which may change between two starts
     folder = Path(args.results, args.process.experiment)
     folder.mkdir(parents=True, exist_ok=True)
-    study = optuna.create_study(
-        direction="maximize",
-        storage=f"sqlite:///{folder / 'tune.db'}",
-        load_if_exists=True,
-        study_name=f"{common.name_run(untuned).run} {source}".strip(),
-    )
+    study = study_in(folder / "tune.db", f"{common.name_run(untuned).run} {source}".strip())
     states = optuna.trial.TrialState
     done = len(study.get_trials(states=(states.COMPLETE, states.PRUNED)))
     options = {"initial": done, "unit": " trials", "disable": quiet}
@@ -313,6 +325,24 @@ def tune(args):
             progress.update()
     report_tuned(args, study, layers)
     return 0
+
+
+def study_in(path, name):
+    """Optuna's study of this name in a file. Raises RunError where that is none of Optuna's."""
+    import optuna
+    import sqlalchemy.exc
+
+    try:
+        return optuna.create_study(
+            direction="maximize",
+            storage=f"sqlite:///{path}",
+            load_if_exists=True,
+            study_name=name,
+        )
+    except (sqlalchemy.exc.SQLAlchemyError, optuna.exceptions.StorageInternalError) as error:
+        why = str(getattr(error, "orig", None) or error).splitlines()[0]
+        instead = "move it away, and the trials begin again"
+        raise common.RunError(f"{path} cannot be used ({why}): {instead}") from None
 
 
 def report_tuned(args, study, layers):

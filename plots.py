@@ -93,7 +93,6 @@ def write_table(
 ) -> None:
     """Writes a table, which may have several parts, to NAME.md, .tex and .csv, and prints it, or
     where it is."""
-    folder.mkdir(parents=True, exist_ok=True)
     means, differences = "", ""
     if holds(parts, Mean):
         means = ", mean ± sample standard deviation (number of seeds)"
@@ -109,8 +108,10 @@ def write_table(
     text = "\n\n".join(paragraphs) + "\n"
     if in_full:
         print(f"# {name}\n\n{text}")
-    else:
+    elif formats & {"md", "tex", "csv"}:
         print(f"table {name}: {folder / name}.*")
+    if formats & {"md", "tex", "csv"}:
+        folder.mkdir(parents=True, exist_ok=True)
     if "md" in formats:
         (folder / f"{name}.md").write_text(text, encoding="utf-8")
     if "tex" in formats:
@@ -208,8 +209,10 @@ def parser() -> Parser:
 def main(argv=None) -> int:
     def work() -> int:
         args = parser().parse_args(argv)
-        if args.pack and (args.dataset or args.only or args.format != FORMATS):
-            raise UserError("--pack writes all runs: leave out --dataset, --only and --format")
+        of_tables = args.dataset or args.only or args.format != FORMATS or args.out != Path(".")
+        if args.pack and of_tables:
+            leave_out = "leave out --dataset, --only, --format and --out"
+            raise UserError(f"--pack writes all runs to its folder: {leave_out}")
         folders = [args.results, *args.others]
         if not (args.others and args.results == RESULTS):  # where nothing need have been run yet
             check("--results", args.results)

@@ -206,18 +206,23 @@ def read_data(
             known = ", ".join(DATASETS)
             why = f"asks for one of {known}, for an image, or for load_data(args) in its script"
         raise UserError(f"--dataset {dataset}: {trained.path} {why}")
+
+    def loaded(**settings):
+        common.seed_everything(args.seed)  # as in a run, for what a script draws
+        return load_data(args.but(**settings))
+
     size = trained.data.size
     if len(size) < 3:
-        return load_data(args)
+        return loaded()
     if dataset == "imagenet":
-        return load_data(args.but(image_size=size[0]))
+        return loaded(image_size=size[0])
     try:
-        data = load_data(args.but(image_size=None))
+        data = loaded(image_size=None)
         if data.size[:2] == size[:2]:
             return data
     except UserError:  # images of many sizes, or too small ones
         pass
-    return load_data(args.but(image_size=size[0]))
+    return loaded(image_size=size[0])
 
 
 def print_classes(trained: Trained, paths: list[Path]) -> None:
@@ -263,7 +268,7 @@ def image_size(trained: Trained) -> tuple[int, int, int]:
 
 def convolutions(trained: Trained) -> dict[nn.Conv2d, nn.Module]:
     """The convolutions that are not shortcuts, from the input on, each with the normalisation that
-    follows it, or itself where none does."""
+    follows it, or itself where none does, or one over another layer's output."""
     found, last, norms = {}, None, common.norms(trained.model)
     for name, layer in trained.model.named_modules():
         if is_shortcut(name):
@@ -273,6 +278,8 @@ def convolutions(trained: Trained) -> dict[nn.Conv2d, nn.Module]:
             found[last] = last
         elif name in norms and last:
             found[last], last = layer, None
+        elif getattr(layer, "weight", None) is not None or isinstance(layer, nn.LayerNorm):
+            last = None
     if not found:
         without = "it has no filters and no feature maps"
         raise UserError(f"{trained.path} is of a network without convolutions: {without}")
@@ -282,12 +289,12 @@ def convolutions(trained: Trained) -> dict[nn.Conv2d, nn.Module]:
 def draw_filters(networks: list[Trained], out: Path) -> None:
     """The filters of the first convolution, in colour where images are, each network's on a scale
     of its own."""
-    grids = {}
+    grids = []
     for trained in networks:
         layer, *_ = convolutions(trained)
         weight = layer.weight.detach().float().cpu()
         weight = (weight - weight.min()) / (weight.max() - weight.min())
-        grids[label(trained)] = [[picture(filters) for filters in weight]]
+        grids.append((label(trained), [[picture(filters) for filters in weight]]))
     draw(grids, ["first convolution"], out)
 
 
@@ -300,7 +307,7 @@ def picture(filters: torch.Tensor) -> torch.Tensor:
 def draw_feature_maps(networks: list[Trained], out: Path, image: Path) -> None:
     """What one image makes of the first channels of an early and a middle layer: the second and the
     middle convolution, with the normalisation and ReLU after them."""
-    grids = {}
+    grids = []
     for trained in networks:
         layers = list(convolutions(trained).values())
         chosen = [layers[min(1, len(layers) - 1)], layers[len(layers) // 2]]
@@ -310,7 +317,7 @@ def draw_feature_maps(networks: list[Trained], out: Path, image: Path) -> None:
             common.forward(trained.model, x, trained.args)
         for hook in hooks:
             hook.remove()
-        grids[label(trained)] = [list(maps[layer][0, :16].cpu()) for layer in chosen]
+        grids.append((label(trained), [list(maps[layer][0, :16].cpu()) for layer in chosen]))
     draw(grids, ["after the second convolution", "after the middle convolution"], out)
 
 
@@ -328,9 +335,10 @@ def label(trained: Trained) -> str:
     return f"{trained.args.train} trained\n{trained.name}"
 
 
-def draw(grids: dict[str, list[list[torch.Tensor]]], titles: list[str], out: Path) -> None:
-    """A column for each network, a row for each title, and in each cell its pictures as a
-    square."""
+def draw(grids: list[tuple[str, list]], titles: list[str], out: Path) -> None:
+    """A column for each network, a row for each title, and in each cell its pictures as a square.
+
+    grids: for each network its label, and for each title the pictures."""
     import matplotlib
 
     matplotlib.use("Agg")
@@ -339,7 +347,7 @@ def draw(grids: dict[str, list[list[torch.Tensor]]], titles: list[str], out: Pat
     size = 3.4 * len(grids), 0.5 + 3.2 * len(titles)
     figure = plt.figure(figsize=size, layout="constrained")
     cells = figure.subfigures(len(titles), len(grids), squeeze=False)
-    for column, (name, rows) in enumerate(grids.items()):
+    for column, (name, rows) in enumerate(grids):
         for row, pictures in enumerate(rows):
             above = f"{name}\n" if row == 0 else ""
             cells[row, column].suptitle(above + titles[row], fontsize=7)
@@ -371,6 +379,8 @@ def look(args) -> int:
     if not (images or args.dataset or args.filters or args.feature_maps):
         asks = "ask with --dataset, --filters or --feature-maps"
         raise UserError(f"name an image beside the checkpoint, or {asks}")
+    if (args.data or args.target) and not args.dataset:
+        raise UserError("--data and --target are for --dataset: name the data set, too")
     networks = [load(path, args.device) for path in found]
     for trained in networks:
         if args.dataset:

@@ -9,6 +9,7 @@ import torch
 from torch import nn
 
 from harness.errors import Damaged
+from harness.parts import sums_of
 
 
 def pack(tensors: dict[str, torch.Tensor]) -> dict:
@@ -53,8 +54,7 @@ def trained(model: nn.Module) -> dict[str, nn.Parameter]:
 def fingerprint(model: nn.Module) -> torch.Tensor:
     """Sum and sum of magnitudes of each frozen tensor, float64 (n, 2): tells random starts apart,
     and ignores their last bits, in which processors differ."""
-    frozen = [p.detach().cpu().double() for p in model.parameters() if not p.requires_grad]
-    sums = [[p.sum(), p.abs().sum()] for p in frozen]
+    sums = [sums_of(p) for p in model.parameters() if not p.requires_grad]
     return torch.tensor(sums, dtype=torch.float64).reshape(-1, 2)
 
 
@@ -114,13 +114,13 @@ def restore(model: nn.Module, content: dict, optimizer=None, scheduler=None) -> 
 
 
 def check_moments(state: dict, optimizer) -> None:
-    """Raises Damaged where the optimizer's state is not of the tensors it trains. What shape the
-    moments of one's own have we do not know."""
+    """Raises Damaged where the state of an optimizer of PyTorch's is not of the tensors it trains.
+    What form that of one's own has we do not know."""
+    if not type(optimizer).__module__.startswith("torch.optim"):
+        return
     tensors = [p for group in optimizer.param_groups for p in group["params"]]
     if not set(state["state"]) <= set(range(len(tensors))):
         raise Damaged("its optimizer trains other tensors")
-    if not type(optimizer).__module__.startswith("torch.optim"):
-        return
     for number, moments in state["state"].items():
         for key, value in moments.items():
             if torch.is_tensor(value) and not fits(value.shape, tensors[number].shape):

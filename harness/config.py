@@ -15,6 +15,7 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import importlib.util
+import json
 import math
 import os
 import re
@@ -132,6 +133,14 @@ def constant(text: str) -> float:
     if not abs(value) < 3.4e38:  # of fp32
         raise ValueError(text)
     return value
+
+
+def is_start(text: str) -> bool:
+    """Whether `constant` takes it."""
+    try:
+        return math.isfinite(constant(text))
+    except ValueError:
+        return False
 
 
 def start(*named: str):
@@ -410,6 +419,17 @@ def recorded(settings: Settings) -> dict[str, Any]:
     return found
 
 
+def unsaid(settings: Settings) -> dict[str, str]:
+    """The defaults of the settings that records leave out where they are at these."""
+    found = {}
+    for field in dataclasses.fields(settings):
+        if record_of(field) == CHANGED:
+            value = default_of(field)
+            cell = joined(value) if isinstance(value, list) else plain(value)
+            found[field.name] = "" if cell is None else str(cell)
+    return found
+
+
 def record_of(field: dataclasses.Field) -> str:
     """When a setting is a column; a flag that an experiment has taken away is one all the same."""
     return (field.metadata or SHARED.get(field.name, field).metadata).get("record", NEVER)
@@ -418,7 +438,10 @@ def record_of(field: dataclasses.Field) -> str:
 def joined(values: list) -> str:
     """A list as one cell, from which no other list follows."""
     words = list(map(str, values))
-    return ("," if any("-" in word for word in words) else "-").join(words)
+    if all(isinstance(value, int | float) for value in values):
+        return ("," if any("-" in word for word in words) else "-").join(words)
+    is_clear = not any(mark in word for word in words for mark in '-,["')
+    return "-".join(words) if is_clear else json.dumps(words, ensure_ascii=False)
 
 
 def plain(value):

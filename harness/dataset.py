@@ -34,6 +34,11 @@ class Data:
     labels: dict[str, torch.Tensor]
     source: str = ""  # which of the folders or files of this name it comes from: a digest
     made_with: dict = field(default_factory=dict)  # the settings of its splits
+    loaded: int | None = None  # training images, of which a script may take some away
+
+    def __post_init__(self):
+        if self.loaded is None:
+            self.loaded = len(self.labels.get("train", ()))
 
     @property
     def size(self) -> tuple[int, ...]:
@@ -106,6 +111,9 @@ def checked(name: str, images, labels) -> tuple[dict, dict]:
         y = labels[split]
         if x.size == 0:
             refuse(f"no {split} images", "some")
+        if x.ndim == 2:
+            tables = "(N, height, width, channels); exp_mlp_lenet.py knows tables"
+            refuse(f"{split} images of shape {x.shape}", tables)
         if x.ndim != 4 or (x.shape[1] in (1, 3) and x.shape[3] not in (1, 3)):
             refuse(f"{split} images of shape {x.shape}", "(N, height, width, channels)")
         if x.dtype != np.uint8 and (x.dtype.kind not in "iub" or x.min() < 0 or x.max() > 255):

@@ -74,6 +74,8 @@ def find_splits(root: Path) -> dict[str, Path]:
     of the classes are."""
     if (root / "train").is_dir():
         tests = [root / name for name in ("test", "val") if (root / name).is_dir()]
+        if len(tests) > 1 and first():
+            warn(f"{tests[1]} has no part: {tests[0]} is the test split")
         return {"train": root / "train"} | ({"test": tests[0]} if tests else {})
     folders = class_folders(root) if root.is_dir() else []
     inside = [name for name in folders if (root / name / "train").is_dir()]

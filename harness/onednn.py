@@ -42,6 +42,8 @@ def suits(model: nn.Module, network: type, block: type) -> bool:
     collection has them. A class that inherits from these, and does something else, is another."""
     known = {kind.forward for kind in (*LAYERS, *OTHER_NORMS, network, block)}
     layers = [layer for name, layer in model.named_modules() if "parametrizations" not in name]
+    if any({"forward", "features"} & vars(layer).keys() for layer in layers):
+        return False  # a script has given this one layer a method of its own
     norms = [layer for layer in layers if isinstance(layer, nn.BatchNorm2d)]
     if any(norm.weight is None or norm.running_mean is None for norm in norms):
         return False  # oneDNN's BatchNorm has γ, β and running statistics

@@ -61,6 +61,13 @@ def is_shortcut(name: str) -> bool:
     return "shortcut" in name or "downsample" in name
 
 
+def is_bias(name: str) -> bool:
+    """Whether a parameter is an additive vector, by its name: `bias`, `in_proj_bias` of attention,
+    `bias_ih_l0` of a recurrent layer."""
+    own = name.rpartition(".")[2]
+    return own.endswith("bias") or own.startswith("bias_")
+
+
 def output_layer(model: nn.Module) -> nn.Module | None:
     """The head: what the network calls `output`, else its last linear layer."""
     if isinstance(getattr(model, "output", None), nn.Module):
@@ -121,7 +128,7 @@ def words(model: nn.Module) -> dict[str, set[str]]:
     everything = {name for name, module, _ in owned(model) if not isinstance(module, RandomEntries)}
     batch = {name for name, module, _ in owned(model) if isinstance(module, BATCHNORM)}
     norm = found.get("gamma", set()) | found.get("beta", set())
-    bias = {name for name in everything if name.endswith("bias")}
+    bias = {name for name in everything if is_bias(name)}
     found |= {
         word: names for word, names in (("bn", batch), ("norm", norm), ("bias", bias)) if names
     }
@@ -166,6 +173,32 @@ def check_name(called: str) -> None:
     given = {word.removeprefix("all-").partition(":")[0] for word in called.split("+")}
     if given <= {"all", "none", *ORDER}:
         raise UserError(f"called={called!r} is a word of --train: give the predicate another name")
+
+
+def note_start(model: nn.Module) -> None:
+    """Notes on every parameter that starts as --weight-init, --gamma-init or --beta-init say which
+    of these it is, and how it has started: `redrawn` looks whether it still is so."""
+    for _, module, parameter in owned(model):
+        if isinstance(module, NORMS):
+            setting = "beta_init" if parameter is getattr(module, "bias", None) else "gamma_init"
+        elif isinstance(module, LAYERS):
+            setting = "weight_init"
+        else:
+            continue
+        parameter.started = setting, sums_of(parameter)
+
+
+def redrawn(model: nn.Module) -> set[str]:
+    """Of --weight-init, --gamma-init and --beta-init those that are no longer true, since a script
+    has drawn over what `note_start` saw."""
+    noted = [(p, *p.started) for p in model.parameters() if hasattr(p, "started")]
+    return {setting for p, setting, sums in noted if sums_of(p) != sums}
+
+
+def sums_of(tensor: torch.Tensor) -> tuple[float, float]:
+    """Sum and sum of magnitudes, which tell random starts apart."""
+    values = tensor.detach().cpu().double()
+    return values.sum().item(), values.abs().sum().item()
 
 
 def trainable(model: nn.Module) -> frozenset[str]:
@@ -226,12 +259,17 @@ def trained_as(model: nn.Module) -> str:
     return "custom-" + hashlib.sha256("\n".join(sorted(now)).encode()).hexdigest()[:6]
 
 
-def check_recipe(model: nn.Module, optimizer, scheduler) -> None:
-    """Raises UserError where an optimizer does not hold what is trainable, as the records say it
-    is, or needs more than its gradients; and where a scheduler is of another one, or needs more
-    than the number of epochs."""
+def check_recipe(model: nn.Module, made) -> None:
+    """Raises UserError for what is no recipe; where an optimizer does not hold what is trainable,
+    as the records say it is, or needs more than its gradients; and where a scheduler is of another
+    one, or needs more than the number of epochs."""
+    if not hasattr(made, "scheduler"):
+        what = type(made).__name__
+        raise UserError(f"a recipe returns common.Recipe or common.scheduled(…), not a {what}")
+    optimizer, scheduler = made.optimizer, made.scheduler
     if isinstance(optimizer, torch.optim.LBFGS):
         raise UserError("LBFGS calculates a step's loss several times, and the training loop once")
+    check_inner_optimizers(optimizer)
     if scheduler and (
         isinstance(scheduler, ReduceLROnPlateau) or not isinstance(scheduler, LRScheduler)
     ):
@@ -247,9 +285,24 @@ def check_recipe(model: nn.Module, optimizer, scheduler) -> None:
             raise UserError(f"{what}: freeze it, or give the optimizer all that freeze has left")
 
 
+def check_inner_optimizers(optimizer) -> None:
+    """Raises UserError where an optimizer has another inside (SAM's base optimizer, Lookahead's),
+    whose moments its `state_dict` leaves out: a run that goes on would end with other digits."""
+    if getattr(type(optimizer), "state_dict", None) is not torch.optim.Optimizer.state_dict:
+        return
+    for name, inner in vars(optimizer).items():
+        if isinstance(inner, torch.optim.Optimizer):
+            what = f"{type(optimizer).__name__} keeps another optimizer, {name}, whose state its"
+            instead = "give it a state_dict and a load_state_dict that do"
+            raise UserError(f"{what} state_dict() does not have: {instead}")
+
+
 def materialise(model: nn.Module, size: tuple[int, ...]) -> None:
     """Gives the lazy layers of a network (nn.LazyLinear, …) their shapes, by one pass over two
-    black images of `size`, height, width, channels, or two rows of a table of so many columns."""
+    black images of `size`, height, width, channels, or two rows of a table of so many columns.
+    Raises UserError for what is no network."""
+    if not isinstance(model, nn.Module):
+        raise UserError(f"the network is a {type(model).__name__}: build returns an nn.Module")
     if any(nn.parameter.is_lazy(tensor) for tensor in [*model.parameters(), *model.buffers()]):
         *height_and_width, channels = size
         with torch.no_grad():  # in eval(): no statistics move

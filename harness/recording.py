@@ -15,9 +15,10 @@ from harness.config import NEVER, Settings, as_plain, record_of
 from harness.dataset import Data
 from harness.errors import Damaged, UserError, taken_apart
 from harness.files import read_checkpoint, write_table
-from harness.parts import count_parameters, entries_of, norms, origin, trained_as
+from harness.parts import count_parameters, entries_of, norms, origin, redrawn
+from harness.parts import trainable, trained_as
 from harness.runs import ADDED, COLUMNS, OWN, Run, commit, is_finite, of_other_data
-from harness.speed import device_name
+from harness.speed import device_name, exact_weights
 from harness.telling import open_board, show
 
 
@@ -29,7 +30,8 @@ class Recorder:
 
     def __init__(self, run: Run | None, model: nn.Module, data: Data, args: Settings, test):
         self.run, self.model, self.data, self.args, self.test = run, model, data, args, test
-        self.frozen, self.board = checkpoints.fingerprint(model), None
+        self.trainable, self.frozen = trainable(model), checkpoints.fingerprint(model)
+        self.board = None
         self.affine = {name: norm for name, norm in norms(model).items() if has_shift(norm)}
         self.start = {
             name: (norm.weight.detach().clone(), norm.bias.detach().clone())
@@ -60,6 +62,7 @@ class Recorder:
         run, args, frozen = self.run, self.args, self.frozen
         if run is None:
             return
+        self.check_unchanged(epoch)
         if args.tensorboard:
             self.board = self.board or open_board(run, epoch)
             show(self.board, epoch, measured, [norm.weight for norm in self.affine.values()])
@@ -75,6 +78,20 @@ class Recorder:
             run.save(epoch, self.known() | checkpoints.state(self.model, frozen))
             run.append(epoch, measured, seconds)
             run.previous.unlink(missing_ok=True)
+
+    def check_unchanged(self, epoch: int) -> None:
+        """Raises UserError where what is trainable is not what it was at the start, or what is
+        frozen has moved: no record would be true of it, and no checkpoint hold it."""
+        if trainable(self.model) != self.trainable:
+            instead = "let the recipe hold all of it from the start, at a rate of 0 until its turn"
+            raise UserError(f"what is trainable has changed in epoch {epoch}: {instead}")
+        with exact_weights(self.model):
+            moved = (checkpoints.fingerprint(self.model) != self.frozen).any(1).tolist()
+        names = [name for name, p in self.model.named_parameters() if not p.requires_grad]
+        if any(moved):
+            what = f"{names[moved.index(True)]} is frozen, and has changed in epoch {epoch}"
+            instead = "train it, or make it a buffer (register_buffer), which checkpoints hold"
+            raise UserError(f"{what}: {instead}")
 
     def close(self) -> None:
         if self.board:
@@ -117,7 +134,9 @@ def machine_columns(args: Settings) -> dict:
 def as_trained(model, data: Data, args: Settings, made, read_by_recipe: dict) -> Settings:
     """The settings as they are true of what is about to be trained, whatever was asked for: by
     these it is named and recorded."""
-    truth = true_network(model, args) | data.made_with
+    truth = true_network(model, args) | data.made_with | own_starts(model, args)
+    if len(data.labels["train"]) != data.loaded:  # a script has taken some, or put some in
+        truth["subset"] = len(data.labels["train"])
     truth |= {"train": trained_as(model), "processes": processes.processes()}
     if made.optimizer:
         truth |= true_recipe(args, made, read_by_recipe)
@@ -141,6 +160,16 @@ def true_network(model: nn.Module, args: Settings) -> dict:
     if not known.name:
         return made_of
     return made_of | {"arch": known.name} | dict.fromkeys({"depth", "width"} - read)
+
+
+def own_starts(model: nn.Module, args: Settings) -> dict:
+    """What a copied script has drawn over since `build_model`, as `own`. (Of our own scripts the
+    names say what they are: Davis and Frank's linear layers start otherwise than convolutions.)"""
+    if not args.process.source:
+        return {}
+    found = redrawn(model)
+    origin(model).flags |= {setting: getattr(args, setting) for setting in found}
+    return dict.fromkeys(found, "own")
 
 
 def true_recipe(args: Settings, made, read: dict) -> dict:

@@ -6,7 +6,6 @@ Nothing here knows a network, and reading records needs no torch."""
 from __future__ import annotations
 
 import csv
-import dataclasses
 import hashlib
 import io
 import itertools
@@ -24,7 +23,7 @@ from typing import NamedTuple
 
 from filelock import FileLock, Timeout
 
-from harness.config import SHARED, Settings, default_of, flags, recorded
+from harness.config import SHARED, Settings, flags, recorded, unsaid
 from harness.errors import (
     Damaged,
     Locked,
@@ -289,6 +288,10 @@ class Run:
         running = time.monotonic() - self.args.process.began
         return self.csv.exists() and self.csv.stat().st_mtime > time.time() - running
 
+    def outcome(self, again: bool) -> Outcome:
+        """What `fit` returns; again: the run was finished before."""
+        return Outcome(self.csv, self.rows, self.args.epochs, again, defaults=unsaid(self.args))
+
     def table(self, kind: str) -> Path:
         """Where a table of this run belongs."""
         return self.csv.with_name(f"{self.name}.{kind}.csv.gz")
@@ -405,6 +408,7 @@ class Outcome(NamedTuple):
     epochs: int
     again: bool = False  # it was finished before
     plan: Plan | None = None
+    defaults: dict[str, str] = {}  # of its experiment's settings: rows leave out what is at these
 
     @property
     def finished(self) -> bool:
@@ -557,7 +561,7 @@ def told_in_a_grid(args: Settings, name: str = "") -> str:
 def outcome_on_disk(args: Settings, name: Name) -> Outcome | None:
     """What is there of a run of this name that is finished, or has diverged."""
     found = Run(args, name, {}, {}).look()
-    return Outcome(found.csv, found.rows, args.epochs, again=True) if found.finished else None
+    return found.outcome(again=True) if found.finished else None
 
 
 def out_of_time(args: Settings) -> bool:
@@ -595,7 +599,7 @@ def table_of(outcomes: list[Outcome], choose=lambda rows: rows[-1]):
     """The last row, or the one that `choose` takes, of each run, as a pandas table."""
     import pandas as pd
 
-    table = pd.DataFrame([choose(outcome.rows) for outcome in outcomes])
+    table = pd.DataFrame([outcome.defaults | choose(outcome.rows) for outcome in outcomes])
     if table.empty:
         return pd.DataFrame(columns=COLUMNS)
     numbers = ("depth", "width", "seed", "params_trained", "test_acc", "val_acc")
@@ -607,14 +611,12 @@ def table_of(outcomes: list[Outcome], choose=lambda rows: rows[-1]):
 def tables_of(outcomes: list[Outcome], args: Settings, *columns: str):
     """`table_of`, as one table for each value of what the grid of `args` varies beside the
     `columns` that a script's report tells apart: only over seeds is anything averaged."""
-    table, defaults = table_of(outcomes), {f.name: default_of(f) for f in dataclasses.fields(args)}
+    table = table_of(outcomes)
     several = [name for name, values in args.varied.items() if len(values) > 1]
     others = [name for name in several if name in table and name not in (*columns, "seed")]
     if not others:
         yield table
         return
-    # a record shows what experiments alone can be asked where it is not the default
-    table = table.fillna({name: str(defaults[name]) for name in others})
     for values, rows in table.groupby(others, sort=False, dropna=False):
         told = (f"{name} {value}" for name, value in zip(others, values, strict=True))
         print(f"\n{', '.join(told)}:")

@@ -134,8 +134,9 @@ class Finding(NamedTuple):
     @property
     def precedence(self) -> tuple:
         """Of several findings on a case that of the highest speaks."""
-        pairs = self.figure.pairs
-        return self.figure.can_be_judged, pairs >= self.asked, self.epochs, self.usual, pairs
+        pairs, can_be_judged = self.figure.pairs, self.figure.can_be_judged
+        decides = can_be_judged and not self.too_short
+        return decides, can_be_judged, pairs >= self.asked, self.epochs, self.usual, pairs
 
 
 @table("exp_bn_only.py --dataset digits", source="diverged")
@@ -155,8 +156,10 @@ def claims(runs):
             for case in cases:
                 longest = max(case.found, key=lambda other: (other.epochs, other.figure.pairs))
                 if claim in AT_THE_END and longest.epochs > case.speaks.epochs:
-                    seeds = counted(longest.figure.pairs, "seed")
-                    rows.append(row_of(longest, f"too few to be judged ({seeds})", dataset))
+                    few = f"too few to be judged ({counted(longest.figure.pairs, 'seed')})"
+                    if longest.figure.can_be_judged:
+                        few = f"not judged ({longest.figure.pairs} of {longest.asked} seeds)"
+                    rows.append(row_of(longest, few, dataset))
                 rows.append(row_of(case.speaks, str(case.verdict), dataset))
         missing = [claim for claim in CLAIMS if claim not in by_claim]
         if missing:

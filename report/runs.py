@@ -285,6 +285,12 @@ def measured_alone(columns: list[str]) -> list[str]:
     return [column for column in between if column not in COLUMNS]
 
 
+MEASURED = (
+    "device threads arch depth width train image_size batch_size variant limit_s start_s "
+    "share_of_step"
+).split()
+
+
 def read_bench(*folders: Path, **options) -> pd.DataFrame:
     """What bench.py measured, all of it."""
     paths = []
@@ -293,7 +299,11 @@ def read_bench(*folders: Path, **options) -> pd.DataFrame:
     tables = [pd.DataFrame()]
     for path in paths:
         try:
-            tables.append(pd.read_csv(path, **options))
+            found = pd.read_csv(path, **options)
+            missing = [column for column in MEASURED if column not in found]
+            if missing:
+                raise ValueError(f"it lacks the columns {', '.join(missing[:5])}")
+            tables.append(found)
         except FileNotFoundError:
             continue
         except UNREADABLE as error:

@@ -142,14 +142,11 @@ def one_sample(runs: pd.DataFrame | None, value: Callable) -> Difference | None:
 def p_values(a: pd.DataFrame, b: pd.DataFrame) -> tuple[float, float]:
     """Of the paired t-tests that the runs `a` are more accurate than the runs `b`, one-sided, and
     that they differ, two-sided; NaN of fewer than three pairs."""
-    accuracies = [by_seed(runs, test_accuracy) for runs in (a, b)]
-    pairs = pd.concat(accuracies, axis=1, join="inner")
-    if len(pairs) < 3:
+    difference = paired(a, b)
+    if difference is None or not difference.can_be_judged:
         return math.nan, math.nan
-    columns = pairs.iloc[:, 0], pairs.iloc[:, 1]
-    with warnings.catch_warnings(action="ignore"):  # equal differences have no t
-        one = stats.ttest_rel(*columns, alternative="greater").pvalue
-        return one, stats.ttest_rel(*columns).pvalue
+    more, less = above(difference, 0), below(difference, 0)
+    return more, min(1.0, 2 * min(more, less))
 
 
 def p_text(p: float) -> str:

@@ -142,8 +142,12 @@ def parameters(runs):
         rows, papers, of_dataset = [], published(dataset, "params"), labelled(of_dataset)
         of_dataset = of_dataset.assign(hidden=of_dataset.get("hidden"))
         shape = ("arch", "width", "depth", "hidden")
-        for (arch, width, depth, _), of_network in cells(of_dataset, *shape):
+        totals = of_dataset.groupby(list(shape), dropna=False).params_total.transform("nunique")
+        of_dataset = of_dataset.assign(several=totals > 1)
+        for (arch, width, depth, *_), of_network in cells(of_dataset, *shape, "params_total"):
             network = network_label(of_network.iloc[0])
+            if of_network.several.iloc[0]:  # as an MLP's of images of several sizes
+                network += f", {of_network.params_total.iloc[0]:,} in all"
             counts = of_network.drop_duplicates("label").set_index("label").params_trained.to_dict()
             counts["all"] = of_network.params_total.iloc[0]
             for train, number in counts.items():

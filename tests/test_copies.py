@@ -462,9 +462,9 @@ def test_a_function_passed_through_partial_works():
     assert made("partial", "--depth", 8)[0]["train"] == "beta"
 
 
-def test_the_guide_has_a_script_that_runs_and_a_normalisation_that_is_one(capsys):
+def test_the_guide_has_a_script_a_step_and_a_normalisation_that_work(capsys):
     guide = (HERE / "docs/copying.md").read_text(encoding="utf-8")
-    whole, norm = re.findall(r"```python\n(.*?)```", guide, re.DOTALL)
+    whole, step, norm = re.findall(r"```python\n(.*?)```", guide, re.DOTALL)
     Path("exp_dropout.py").write_text(whole)
     asked = [*SMALL, "--epochs", 1, "--depth", 8, "--dropout", 0, 0.6, "--seeds", 0, 1]
     told = forked("exp_dropout.py", *asked).out
@@ -473,6 +473,8 @@ def test_the_guide_has_a_script_that_runs_and_a_normalisation_that_is_one(capsys
     assert len(list(Path("results/dropout").glob("with_dropout8-*[0-9a-f].csv"))) == 4
     assert plots.main(["--only", "accuracy"]) == 0
     assert "dropout 0.6" in capsys.readouterr().out
+    script("smooth", step + PLAIN.replace("data, args)\n", "data, args, step=smooth)\n"))
+    assert len(made("smooth", "--epochs", 1, "--depth", 8)) == 1
     text = (HERE / "exp_norms.py").read_text(encoding="utf-8")
     before, main, after = text.partition("def kind(text)")
     Path("exp_l1.py").write_text(before + norm + "\n\n" + main + after)

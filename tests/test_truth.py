@@ -307,8 +307,9 @@ def test_a_list_of_a_flag_keeps_its_borders():
     class Settings(common.Settings):
         parts: list = flag(["a"], "names", several=True)
 
-    cells = {recorded(Settings(parts=parts))["parts"] for parts in (["a-b", "c"], ["a", "b-c"])}
-    assert len(cells) == 2
+    lists = (["a-b", "c"], ["a", "b-c"], ["a-b"], ["a", "b"], ["a-b,c"], ['["a"', "b"])
+    cells = {recorded(Settings(parts=parts))["parts"] for parts in lists}
+    assert len(cells) == len(lists)
     assert recorded(Settings(parts=["512", "512"]))["parts"] == "512-512"
 
 

@@ -1,0 +1,242 @@
+"""What a script changes while it trains, or before: the run goes on to the same digits and its
+record is true, or the script is told what would be right."""
+
+from pathlib import Path
+from types import MethodType
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+import common
+import predict
+from harness import onednn
+from harness.errors import UserError
+from harness.parts import words
+from tests.helpers import arguments, forked, rows, the_csv
+from tests.test_copies import SMALL, made, script
+
+
+def fitted(args, recipe=common.recipe, **options):
+    """The rows of a run of γ and β."""
+    data = common.load_data(args)
+    model = common.build_model(args, data)
+    common.freeze(model, "bn")
+    return common.fit(model, data, args, recipe, **options).rows
+
+
+def resumed(capsys, *given, **options) -> None:
+    """A run that is stopped after each epoch ends as a whole one does."""
+    for _ in range(3):
+        fitted(arguments("--time-limit", 1e-9), *given, **options)
+    fitted(arguments("--results", "whole", "--checkpoints", "whole"), *given, **options)
+    assert rows(the_csv()) == rows(the_csv("whole"))
+    assert "is not used" not in capsys.readouterr().err
+
+
+def smooth(model, x, y, optimizer, args, loss_scale=1):
+    """A step with label smoothing, which also looks at the exact weights."""
+    assert all(p.dtype == torch.float32 for p in model.parameters())
+    logits = common.forward(model, x, args)
+    loss = F.cross_entropy(logits, y, label_smoothing=0.1)
+    (loss * loss_scale).backward()
+    optimizer.step()
+    optimizer.zero_grad()
+    return common.tally(logits.detach(), loss.detach(), y)
+
+
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+def test_a_step_of_ones_own_has_another_loss_and_exact_weights(precision):
+    (usual,) = fitted(arguments("--epochs", 1, "--precision", precision))
+    (other,) = fitted(arguments("--epochs", 1, "--precision", precision, "--force"), step=smooth)
+    assert other["train_loss"] != usual["train_loss"]
+
+
+def test_a_run_with_a_step_of_ones_own_goes_on(capsys):
+    resumed(capsys, step=smooth)
+
+
+class Both(torch.optim.Optimizer):
+    """Two optimizers as one: SGD for γ, Adam for β."""
+
+    def __init__(self, model, args):
+        layers = common.norms(model).values()
+        self.parts = [
+            torch.optim.SGD([layer.weight for layer in layers], args.lr, momentum=0.9),
+            torch.optim.Adam([layer.bias for layer in layers], 0.01),
+        ]
+        super().__init__([p for part in self.parts for p in part.param_groups], {})
+
+    def step(self, closure=None):
+        for part in self.parts:
+            part.step()
+
+    def state_dict(self):
+        return {"parts": [part.state_dict() for part in self.parts]}
+
+    def load_state_dict(self, state):
+        for part, its in zip(self.parts, state["parts"], strict=True):
+            part.load_state_dict(its)
+
+
+def test_two_optimizers_as_one_go_on(capsys):
+    resumed(capsys, lambda model, args: common.Recipe(Both(model, args), None, "constant"))
+
+
+class SAM(torch.optim.Optimizer):
+    """As it usually is: the moments are those of an optimizer inside."""
+
+    def __init__(self, params):
+        super().__init__(params, {"lr": 0.1})
+        self.base_optimizer = torch.optim.SGD(self.param_groups, 0.1, momentum=0.9)
+
+    def step(self, closure=None):
+        self.base_optimizer.step()
+
+
+def test_an_optimizer_that_forgets_the_moments_of_one_inside_is_refused():
+    def sam(model, args):
+        trained = [p for p in model.parameters() if p.requires_grad]
+        return common.Recipe(SAM(trained), None, "constant")
+
+    with pytest.raises(UserError, match="keeps another optimizer, base_optimizer"):
+        fitted(arguments(), sam)
+
+
+def test_what_is_trainable_may_not_change_and_what_is_frozen_may_not_move():
+    def unfreeze(model):
+        model.output.weight.requires_grad_(True)
+        return {}
+
+    @torch.no_grad()
+    def move(model):
+        model.output.weight.add_(1)
+        return {}
+
+    with pytest.raises(UserError, match="what is trainable has changed in epoch 1"):
+        fitted(arguments(), also=unfreeze)
+    with pytest.raises(UserError, match=r"output.weight is frozen, and has changed in epoch 1"):
+        fitted(arguments(), also=move)
+    assert not list(Path().rglob("*.csv"))
+
+
+STARTS = """
+SETTINGS
+
+def build(args, data):
+    model = common.build_model(args, data)
+    with torch.no_grad():
+        DRAW
+    return model
+
+
+def run(args):
+    data = common.load_data(args)
+    model = build(args, data)
+    common.freeze(model, "bn")
+    return common.fit(model, data, args)
+"""
+
+
+@pytest.mark.parametrize(
+    "draw, differs",
+    [
+        ("model.bn.weight.fill_(2)", {"gamma_init": "own"}),
+        ("model.stage1[0].bn2.bias.fill_(1)", {"beta_init": "own"}),
+        ("model.conv.weight.neg_()", {"weight_init": "own"}),
+        ("pass", {}),
+    ],
+)
+def test_a_start_that_a_script_has_drawn_over_is_recorded_as_its_own(draw, differs, capsys):
+    script("start", STARTS.replace("SETTINGS", "").replace("DRAW", draw))
+    (row,) = made("start", "--epochs", 1)
+    usual = {"gamma_init": "uniform", "beta_init": "zeros", "weight_init": "he_normal"}
+    assert {key: row[key] for key in usual} == usual | differs
+    (checkpoint,) = Path().rglob("*[0-9a-f].pt")
+    assert predict.main([str(checkpoint), "--dataset", "digits"]) == 0
+    assert f"{float(row['test_acc']):.2f} %" in capsys.readouterr().out
+
+
+def test_a_start_of_a_scripts_own_name_is_what_the_constructor_draws():
+    settings = """
+@dataclass
+class Settings(common.Settings):
+    gamma_init: str = "log-normal"
+    weight_init: str = "xavier"
+"""
+    body = """
+def network(args, size, classes):
+    model = common.network(args, size, classes)
+    nn.init.xavier_normal_(model.conv.weight)
+    for norm in common.norms(model).values():
+        norm.weight.data.log_normal_(0, 0.5)
+    kept.append((model, model.conv.weight.detach().clone(), model.bn.weight.detach().clone()))
+    return model
+
+
+kept = []
+
+
+def run(args):
+    data = common.load_data(args)
+    model = common.build_model(args, data, network)
+    ((_, conv, gamma),) = kept
+    assert model.conv.weight.equal(conv) and model.bn.weight.equal(gamma)
+    assert model.bn.bias.eq(0).all()
+    common.freeze(model, "bn")
+    return common.fit(model, data, args)
+"""
+    script("named", settings + body)
+    (row,) = made("named", "--epochs", 1)
+    assert (row["gamma_init"], row["weight_init"]) == ("log-normal", "xavier")
+    assert row["beta_init"] == "zeros"
+
+
+def test_a_script_that_takes_some_training_images_has_these_as_its_subset():
+    args = arguments()
+    data = common.load_data(args)
+    for kind in (data.images, data.labels):
+        kind["train"] = kind["train"][:100]
+    model = common.build_model(args, data)
+    common.freeze(model, "bn")
+    (row, *_) = common.fit(model, data, args).rows
+    assert row["subset"] == "100"
+
+
+def test_a_grid_shows_the_default_of_a_flag_of_ones_own():
+    text = """
+@dataclass
+class Settings(common.Settings):
+    lists = {"last": [1, 2]}
+    last: int = common.flag(1, "blocks from the end", common.number(int, 1))
+
+def one(args):
+    data = common.load_data(args)
+    model = common.build_model(args, data)
+    common.freeze(model, lambda name, *_: "stage3" in name and "bn" in name, called="last")
+    return common.fit(model, data, args)
+
+def run(args):
+    code, outcomes = common.run_grid(common.grid(args), one)
+    print("lasts:", *common.table_of(outcomes)["last"])
+    print("tables:", *(set(rows["last"]) for rows in common.tables_of(outcomes, args)))
+    return code
+"""
+    script("last", text)
+    shown = forked("exp_last.py", *SMALL, "--epochs", 1, "--depth", 8).out
+    assert "lasts: 1 2\n" in shown and "last 1:\n" in shown and "tables: {'1'} {'2'}" in shown
+
+
+def test_a_layer_with_a_method_of_its_own_calculates_as_it_says():
+    """Also on one thread of a CPU, where others have oneDNN's layout."""
+    args = arguments()
+    model = common.build_model(args, common.load_data(args))
+    assert onednn.suits(model, common.ResNet, common.Block)
+    model.stage1[0].forward = MethodType(lambda block, x: F.leaky_relu(x), model.stage1[0])
+    assert not onednn.suits(model, common.ResNet, common.Block)
+
+
+def test_the_biases_of_a_recurrent_layer_are_biases():
+    model = nn.ModuleDict({"rnn": nn.LSTM(4, 4), "output": nn.Linear(4, 2)})
+    assert words(model)["bias"] == {"rnn.bias_ih_l0", "rnn.bias_hh_l0", "output.bias"}
