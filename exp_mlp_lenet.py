@@ -204,10 +204,11 @@ def read_csv(path, target):
         instead = "leave out those rows or columns, or take logarithms"
         raise UserError(f"{path} has numbers beyond 3e38 in {listed(infinite[:5])}: {instead}")
     exact = features.to_numpy(np.float64)
-    lost = np.abs(exact - exact.astype(np.float32)).max(0) > exact.std(0) / 100
-    if lost.any():
-        instead = "subtract its mean, which fp32 has no digits for"
-        raise UserError(f"{path} has a large offset in {listed(features.columns[lost])}: {instead}")
+    rounded = np.abs(exact - exact.astype(np.float32)).max(0) > exact.std(0) / 100
+    lost = features.columns[rounded & (exact.max(0) > exact.min(0))]
+    if len(lost):
+        instead = "subtract its mean, or give it another unit"
+        raise UserError(f"{path} differs in {listed(lost)} by less than fp32 tells: {instead}")
     classes, labels = np.unique(table[target].astype(str), return_inverse=True)
     return features.to_numpy(), labels, list(classes)
 
