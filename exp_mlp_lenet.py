@@ -10,6 +10,7 @@ and compared random parameters and all.
     python exp_mlp_lenet.py --dataset digits --tune 30 --epochs 20    # rate, batch, decay, widths
 """
 
+import importlib.util
 import itertools
 import math
 import sys
@@ -271,74 +272,85 @@ def of_shape(args, hidden):
 def tune(args):
     """Optuna's trials, judged by the last epoch's accuracy on a validation split, never on the test
     set; they go on where an earlier start stopped."""
-    try:
-        import optuna
-    except ModuleNotFoundError:
-        raise UserError("--tune needs Optuna: pip install optuna") from None
+    check_tuning(args)
+    from optuna.samplers import TPESampler
+    from optuna.trial import TrialState
+
+    quiet, args = args.quiet, of_trials(args)
+    study = study_of(args)
+    done = len(study.get_trials(states=(TrialState.COMPLETE, TrialState.PRUNED)))
+    options = {"initial": done, "unit": " trials", "disable": quiet}
+    with common.progress_bar(total=args.tune, **options) as progress:
+        for number in range(done, args.tune):
+            # a seed for each trial: one for the study would begin again with every start
+            drawn = np.random.SeedSequence([args.seed, number]).generate_state(1)[0]
+            study.sampler = TPESampler(seed=int(drawn))
+            trial = study.ask()
+            outcome = run(suggested(args, trial))
+            if outcome.diverged:
+                study.tell(trial, state=TrialState.PRUNED)
+            elif outcome.finished:
+                study.tell(trial, float(outcome.rows[-1]["val_acc"]))
+            else:
+                study.tell(trial, state=TrialState.FAIL)  # the next start goes on with it
+                break
+            progress.update()
+    report_tuned(args, study)
+    return 0
+
+
+def check_tuning(args):
+    """Raises UserError without Optuna, and for what trials have no part for."""
+    if not importlib.util.find_spec("optuna"):
+        raise UserError("--tune needs Optuna: pip install optuna")
     if max(map(len, args.varied.values())) > 1 or args.dry_run:
         raise UserError("--tune takes one --bn, one --train and one --seed, and no --dry-run")
     for name in ("lr", "weight_decay", "batch_size"):
         if name in args.given:
-            flag_of = f"--{name.replace('_', '-')}"
-            raise UserError(f"--tune chooses {flag_of} itself: leave it out")
+            raise UserError(f"--tune chooses --{name.replace('_', '-')} itself: leave it out")
     if "val_fraction" in args.given and not args.val_fraction:
         raise UserError("--tune judges by a validation split: give --val-fraction above 0")
-    optuna.logging.set_verbosity(optuna.logging.ERROR)
-    process = replace(args.process, called="mlp_lenet_tune")  # trials are no runs to average
-    one, quiet = {key: values[0] for key, values in args.varied.items()}, args.quiet
-    args = args.but(**one, process=process, val_fraction=args.val_fraction or 0.2, quiet=True)
-    layers, seed = len(args.hidden), args.seed
-
-    def the_run(lr, weight_decay, batch_size, hidden):
-        shaped = of_shape(args, hidden).but(lr=lr, weight_decay=weight_decay, batch_size=batch_size)
-        return common.resolved(shaped)
-
-    def suggested(trial):
-        return the_run(
-            lr=trial.suggest_float("lr", 1e-3, 1, log=True),
-            weight_decay=trial.suggest_float("weight_decay", 1e-6, 1e-2, log=True),
-            batch_size=trial.suggest_categorical("batch_size", [32, 64, 128, 256, 512]),
-            hidden=[trial.suggest_int(f"hidden{i}", 32, 1024, log=True) for i in range(layers)],
-        )
-
-    untuned = the_run(lr=1, weight_decay=0, batch_size=1, hidden=[1] * layers)
-    source = load_data(untuned).source  # of a file, which may change between two starts
-    folder = Path(args.results, args.process.experiment)
-    folder.mkdir(parents=True, exist_ok=True)
-    study = study_in(folder / "tune.db", f"{common.name_run(untuned).run} {source}".strip())
-    states = optuna.trial.TrialState
-    done = len(study.get_trials(states=(states.COMPLETE, states.PRUNED)))
-    options = {"initial": done, "unit": " trials", "disable": quiet}
-    with common.progress_bar(total=args.tune, **options) as progress:
-        for trial_number in range(done, args.tune):
-            # a seed for each trial: one for the study would begin again with every start
-            drawn = np.random.SeedSequence([seed, trial_number]).generate_state(1)[0]
-            study.sampler = optuna.samplers.TPESampler(seed=int(drawn))
-            trial = study.ask()
-            outcome = run(suggested(trial))
-            if outcome.diverged:
-                study.tell(trial, state=states.PRUNED)
-            elif outcome.finished:
-                study.tell(trial, float(outcome.rows[-1]["val_acc"]))
-            else:
-                study.tell(trial, state=states.FAIL)  # the next start goes on with it
-                break
-            progress.update()
-    report_tuned(args, study, layers)
-    return 0
 
 
-def study_in(path, name):
-    """Optuna's study of this name in a file. Raises RunError where that is none of Optuna's."""
+def of_trials(args):
+    """The settings that all trials share. They are an experiment of their own: no runs to average
+    with others."""
+    one = {key: values[0] for key, values in args.varied.items()}
+    process = replace(args.process, called="mlp_lenet_tune")
+    return args.but(**one, process=process, val_fraction=args.val_fraction or 0.2, quiet=True)
+
+
+def suggested(args, trial):
+    """The settings of a trial."""
+    chosen = {
+        "lr": trial.suggest_float("lr", 1e-3, 1, log=True),
+        "weight_decay": trial.suggest_float("weight_decay", 1e-6, 1e-2, log=True),
+        "batch_size": trial.suggest_categorical("batch_size", [32, 64, 128, 256, 512]),
+    }
+    layers = range(len(args.hidden))
+    hidden = [trial.suggest_int(f"hidden{i}", 32, 1024, log=True) for i in layers]
+    return common.resolved(of_shape(args, hidden).but(**chosen))
+
+
+def study_of(args):
+    """Optuna's study of these settings, in results/mlp_lenet_tune/tune.db. Raises RunError where
+    that is no file of Optuna's."""
     import optuna
     import sqlalchemy.exc
 
+    optuna.logging.set_verbosity(optuna.logging.ERROR)
+    # its name is that of a run in which what trials choose is the same for all
+    untuned = of_shape(args, [1] * len(args.hidden)).but(lr=1, weight_decay=0, batch_size=1)
+    untuned = common.resolved(untuned)
+    source = load_data(untuned).source  # of a file, which may change between two starts
+    path = Path(args.results, args.process.experiment, "tune.db")
+    path.parent.mkdir(parents=True, exist_ok=True)
     try:
         return optuna.create_study(
             direction="maximize",
             storage=f"sqlite:///{path}",
             load_if_exists=True,
-            study_name=name,
+            study_name=f"{common.name_run(untuned).run} {source}".strip(),
         )
     except (sqlalchemy.exc.SQLAlchemyError, optuna.exceptions.StorageInternalError) as error:
         why = str(getattr(error, "orig", None) or error).splitlines()[0]
@@ -346,7 +358,7 @@ def study_in(path, name):
         raise common.RunError(f"{path} cannot be used ({why}): {instead}") from None
 
 
-def report_tuned(args, study, layers):
+def report_tuned(args, study):
     """The best trial, and the command that makes its run with several seeds."""
     finished = [trial for trial in study.trials if trial.value is not None]
     if not finished:
@@ -354,7 +366,7 @@ def report_tuned(args, study, layers):
     best = study.best_trial
     print(f"\nbest of {len(finished)} trials: {best.value:.2f} % on the validation split")
     chosen = {key: best.params[key] for key in ("lr", "weight_decay", "batch_size")}
-    hidden = [best.params[f"hidden{i}"] for i in range(layers)]
+    hidden = [best.params[f"hidden{i}"] for i in range(len(args.hidden))]
     shape = {"hidden": hidden} if args.arch == "mlp" else {}
     others = {"seed": [0, 1, 2, 3, 4], "tune": None, "val_fraction": None, "quiet": None}
     following = common.command(args, **chosen, **shape, **others)
