@@ -6,6 +6,7 @@ Nothing here knows a network, and reading records needs no torch."""
 from __future__ import annotations
 
 import csv
+import dataclasses
 import hashlib
 import io
 import itertools
@@ -427,6 +428,24 @@ class Outcome(NamedTuple):
 # -------------------------------------------------------------------------------------------- grids
 
 
+@dataclasses.dataclass
+class Member:
+    """A run of a grid: its settings, what is there of it, and of one to be made the plan."""
+
+    args: Settings
+    there: Outcome | None = None
+    plan: Plan | None = None
+
+    def look(self, name: Name) -> None:
+        """Whether a run of this name is there, finished or diverged."""
+        found = Run(self.args, name, {}, {}).look()
+        self.there = found.outcome(again=True) if found.finished else None
+
+    @property
+    def is_left(self) -> bool:
+        return self.args.force or not self.there
+
+
 def run_grid(runs: list[Settings], run) -> tuple[int, list[Outcome]]:
     """Makes, by `run(args)`, each of `runs` that is neither finished nor locked: a second process
     that walks the same list, in another terminal, a Slurm array or after a crash, makes the others.
@@ -437,39 +456,37 @@ def run_grid(runs: list[Settings], run) -> tuple[int, list[Outcome]]:
 
     if not runs:
         raise UserError("this grid is empty: give each of its flags a value that fits")
-    runs = each_once(runs)
-    if runs[0].dry_run and not rank_zero():
+    members = [Member(args) for args in each_once(runs)]
+    dry_run = runs[0].dry_run
+    if dry_run and not rank_zero():
         return 0, []
-    there = {name_run(args).run: outcome_on_disk(args, name_run(args)) for args in runs}
-    missing = [args for args in runs if args.force or not there[name_run(args).run]]
-    finished = [(args, there[name_run(args).run]) for args in runs if not args.force]
-    finished = [(args, outcome) for args, outcome in finished if outcome and not outcome.diverged]
-    if not runs[0].dry_run:
-        check_data(finished, run)
-    planned = dry_runs(missing, run)
-    for args, plan in planned:
-        if plan:  # of a network or data of one's own the name is known by now
-            name = name_run(plan.settings.but(seed=args.seed), plan.data)
-            there[name_run(args).run] = outcome_on_disk(args, name)
-    planned = [(a, plan) for a, plan in planned if a.force or not there[name_run(a).run]]
-    left = [args for args, _ in planned]
-    line = f"{counted(len(runs), 'run')}: {len(runs) - len(left)} finished, {len(left)} to make"
-    if left:
-        seconds = sum(plan.seconds for _, plan in planned if plan)
-        line += f", in about {duration(seconds)}"
-    print(line)
-    if left and left[0].dry_run:
-        for args in left:
-            run(args)
+    for member in members:
+        member.look(name_run(member.args))
+    missing = [member for member in members if member.is_left]
+    if not dry_run:
+        check_data([member for member in members if not member.is_left], run)
+    plan_each(missing, run)
+    for member in missing:
+        if member.plan:  # of a network or data of one's own the name is known by now
+            true = member.plan.settings.but(seed=member.args.seed)
+            member.look(name_run(true, member.plan.data))
+    left = [member for member in missing if member.is_left]
+    done, total = len(members) - len(left), counted(len(members), "run")
+    seconds = sum(member.plan.seconds for member in left if member.plan)
+    time_needed = f", in about {duration(seconds)}" if left else ""
+    print(f"{total}: {done} finished, {len(left)} to make{time_needed}")
+    if left and dry_run:
+        for member in left:
+            run(member.args)
         return 0, []
-    failed = make(left, len(runs), run, there)
-    outcomes = [outcome for args in runs if (outcome := there[name_run(args).run])]
+    failed = make(left, len(members), run)
+    outcomes = [member.there for member in members if member.there]
     failed += [f"{outcome.csv.stem} (diverged)" for outcome in outcomes if outcome.diverged]
     for name in failed:
         print(f"failed: {name}", file=sys.stderr)
     finished = [outcome for outcome in outcomes if outcome.finished]
-    if finished and len(finished) < len(runs):
-        print(f"{len(runs) - len(finished)} of {len(runs)} runs are not in what follows")
+    if finished and len(finished) < len(members):
+        print(f"{len(members) - len(finished)} of {total} are not in what follows")
     # what two words of --train mean may be the same run
     return int(bool(failed)), list({outcome.csv: outcome for outcome in finished}.values())
 
@@ -490,13 +507,14 @@ def each_once(runs: list[Settings]) -> list[Settings]:
 SEVERAL = ("imagefolder", "csv", "imagenet")  # data sets of which one name can mean several
 
 
-def check_data(finished: list[tuple[Settings, Outcome]], run) -> None:
+def check_data(finished: list[Member], run) -> None:
     """Raises OtherData where runs that are `finished` were made from other data than they would be
     now. Only `fit` sees the data: the first run of each data set is started again, which ends at
     once, and the records of the others must name the same."""
     made_from: dict[tuple, str | None] = {}
-    for args, outcome in finished:
-        if args.dataset not in SEVERAL and not args.process.source:
+    for member in finished:
+        args, outcome = member.args, member.there
+        if outcome.diverged or (args.dataset not in SEVERAL and not args.process.source):
             continue
         asked = [name for name, flag in flags(args).items() if flag.group in ("data", "experiment")]
         data = tuple(str(getattr(args, name)) for name in asked)  # a script's own flags may say it
@@ -513,25 +531,24 @@ def check_data(finished: list[tuple[Settings, Outcome]], run) -> None:
             raise of_other_data(outcome.csv)
 
 
-def make(left: list[Settings], total: int, run, there: dict) -> list[str]:
-    """Makes the runs that are `left`, puts what they became in `there`, and returns those of which
-    nothing came."""
+def make(left: list[Member], total: int, run) -> list[str]:
+    """Makes the runs that are `left`, and returns those of which nothing came."""
     from harness.progress import grid_bar
 
-    failed, locked, quiet = [], [], not left or left[0].quiet
+    failed, locked, quiet = [], [], not left or left[0].args.quiet
     with grid_bar(total=total, initial=total - len(left), disable=quiet) as bar:
-        for args in itertools.chain(left, locked):  # those that were locked get a second look
-            name, told = name_run(args).run, told_in_a_grid(args)
+        for member in itertools.chain(left, locked):  # those that were locked get a second look
+            args, told = member.args, told_in_a_grid(member.args)
             bar.set_description_str(told)
             try:
-                outcome = there[name] = run(args.but(quiet=True))
+                outcome = member.there = run(args.but(quiet=True))
                 if outcome.finished and not quiet:
                     # only now is the name of a network of one's own known
                     told = told_in_a_grid(args, outcome.csv.stem)
                     bar.write(f"{told}: {float(outcome.rows[-1]['test_acc']):.2f} %")
             except Locked as error:
-                if not any(args is other for other in locked):
-                    locked.append(args)
+                if not any(member is other for other in locked):
+                    locked.append(member)
                     if not quiet:
                         bar.write(f"{told}: another process is making it")
                     continue
@@ -540,8 +557,8 @@ def make(left: list[Settings], total: int, run, there: dict) -> list[str]:
                 line = in_one_line(error)
                 if line is None:
                     raise
-                failed.append(printable(f"{name} ({line})"))
-            if out_of_time(args) and args is not left[-1]:
+                failed.append(printable(f"{name_run(args).run} ({line})"))
+            if out_of_time(args) and member is not left[-1]:
                 print("stopped at the time limit: the same command goes on from here")
                 break
             bar.end_run()
@@ -558,35 +575,28 @@ def told_in_a_grid(args: Settings, name: str = "") -> str:
     return f"{name} ({told})" if told else name
 
 
-def outcome_on_disk(args: Settings, name: Name) -> Outcome | None:
-    """What is there of a run of this name that is finished, or has diverged."""
-    found = Run(args, name, {}, {}).look()
-    return found.outcome(again=True) if found.finished else None
-
-
 def out_of_time(args: Settings) -> bool:
     return time.monotonic() - args.process.began >= 60 * args.time_limit
 
 
-def dry_runs(runs: list[Settings], run) -> list[tuple[Settings, Plan | None]]:
-    """Each of `runs` with the plan that a dry run makes of its setting, one for all seeds; of one
-    that fails there is none: it is named when its turn comes."""
-    known, planned = {}, []
-    for args in runs:
-        sample = args.but(seed=0, dry_run=True)
+def plan_each(members: list[Member], run) -> None:
+    """Gives each of `members` the plan that a dry run makes of its setting, one for all seeds; one
+    that fails has none: it is named when its turn comes."""
+    plans: dict[str, Plan | None] = {}
+    for member in members:
+        sample = member.args.but(seed=0, dry_run=True)
         name = name_run(sample).run
-        if name not in known:
+        if name not in plans:
             try:
                 with redirect_stdout(io.StringIO()):
-                    known[name] = run(sample).plan
+                    plans[name] = run(sample).plan
             except UserError:
                 raise
             except Exception as error:
                 if in_one_line(error) is None:
                     raise
-                known[name] = None
-        planned.append((args, known[name]))
-    return planned
+                plans[name] = None
+        member.plan = plans[name]
 
 
 def duration(seconds: float) -> str:
