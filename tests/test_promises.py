@@ -180,7 +180,7 @@ def test_networks_with_tensors_of_five_dimensions_and_normalisations_without_gam
 
 def test_predict_and_grids_know_what_the_guides_script_has_trained(capsys):
     guide = (HERE / "docs/copying.md").read_text(encoding="utf-8")
-    whole, _ = re.findall(r"```python\n(.*?)```", guide, re.DOTALL)
+    whole, *_ = re.findall(r"```python\n(.*?)```", guide, re.DOTALL)
     Path("exp_dropout.py").write_text(whole)
     words = ["exp_dropout.py", *SMALL, "--epochs", 1, "--dropout", 0.6, "--quiet"]
     forked(*words)
