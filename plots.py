@@ -106,11 +106,12 @@ def write_table(
         paragraphs += [f"**{printable(part.title)}**", markdown(part.shown())]
         paragraphs += [part.note] if part.note else []
     text = "\n\n".join(paragraphs) + "\n"
+    in_files = formats & {"md", "tex", "csv"}
     if in_full:
         print(f"# {name}\n\n{text}")
-    elif formats & {"md", "tex", "csv"}:
+    elif in_files:
         print(f"table {name}: {folder / name}.*")
-    if formats & {"md", "tex", "csv"}:
+    if in_files:
         folder.mkdir(parents=True, exist_ok=True)
     if "md" in formats:
         (folder / f"{name}.md").write_text(text, encoding="utf-8")

@@ -138,9 +138,10 @@ def constant(text: str) -> float:
 def is_start(text: str) -> bool:
     """Whether `constant` takes it."""
     try:
-        return math.isfinite(constant(text))
+        constant(text)
     except ValueError:
         return False
+    return True
 
 
 def start(*named: str):
@@ -415,7 +416,7 @@ def recorded(settings: Settings) -> dict[str, Any]:
     for field in dataclasses.fields(settings):
         record, value = record_of(field), getattr(settings, field.name)
         if record == ALWAYS or (record == CHANGED and value != default_of(field)):
-            found[field.name] = joined(value) if isinstance(value, list) else plain(value)
+            found[field.name] = as_cell(value)
     return found
 
 
@@ -424,8 +425,7 @@ def unsaid(settings: Settings) -> dict[str, str]:
     found = {}
     for field in dataclasses.fields(settings):
         if record_of(field) == CHANGED:
-            value = default_of(field)
-            cell = joined(value) if isinstance(value, list) else plain(value)
+            cell = as_cell(default_of(field))
             found[field.name] = "" if cell is None else str(cell)
     return found
 
@@ -433,6 +433,11 @@ def unsaid(settings: Settings) -> dict[str, str]:
 def record_of(field: dataclasses.Field) -> str:
     """When a setting is a column; a flag that an experiment has taken away is one all the same."""
     return (field.metadata or SHARED.get(field.name, field).metadata).get("record", NEVER)
+
+
+def as_cell(value):
+    """A setting's value as a column has it."""
+    return joined(value) if isinstance(value, list) else plain(value)
 
 
 def joined(values: list) -> str:

@@ -15,7 +15,7 @@ from harness import onednn
 from harness.errors import UserError
 from harness.parts import words
 from tests.helpers import arguments, forked, rows, the_csv
-from tests.test_copies import SMALL, made, script
+from tests.test_copies import BUILT, SMALL, made, script
 
 
 def fitted(args, recipe=common.recipe, **options):
@@ -121,21 +121,12 @@ def test_what_is_trainable_may_not_change_and_what_is_frozen_may_not_move():
     assert not list(Path().rglob("*.csv"))
 
 
-STARTS = """
-SETTINGS
-
+DRAWN_OVER = """
 def build(args, data):
     model = common.build_model(args, data)
     with torch.no_grad():
         DRAW
     return model
-
-
-def run(args):
-    data = common.load_data(args)
-    model = build(args, data)
-    common.freeze(model, "bn")
-    return common.fit(model, data, args)
 """
 
 
@@ -149,7 +140,7 @@ def run(args):
     ],
 )
 def test_a_start_that_a_script_has_drawn_over_is_recorded_as_its_own(draw, differs, capsys):
-    script("start", STARTS.replace("SETTINGS", "").replace("DRAW", draw))
+    script("start", DRAWN_OVER.replace("DRAW", draw) + BUILT)
     (row,) = made("start", "--epochs", 1)
     usual = {"gamma_init": "uniform", "beta_init": "zeros", "weight_init": "he_normal"}
     assert {key: row[key] for key in usual} == usual | differs

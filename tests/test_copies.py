@@ -42,6 +42,14 @@ def run(args):
     common.freeze(model, args.train)
     return common.fit(model, data, args)
 """
+BUILT = """
+
+def run(args):
+    data = common.load_data(args)
+    model = build(args, data)
+    common.freeze(model, "bn")
+    return common.fit(model, data, args)
+"""
 
 
 def test_another_optimizer_has_its_name_in_the_record():

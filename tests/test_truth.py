@@ -24,7 +24,7 @@ from harness.files import read_checkpoint
 from harness.parts import materialise
 from harness.runs import possible
 from tests.helpers import HERE, Forked, arguments, files, forked, image_folder, one_line, rows
-from tests.test_copies import PLAIN, SMALL, made, script
+from tests.test_copies import BUILT, PLAIN, SMALL, made, script
 from tests.test_mistakes import refused
 
 
@@ -248,14 +248,8 @@ def build(args, data):
     model = common.build_model(args, data)
     model.output = nn.Linear(64, len(data.classes))
     return model
-
-
-def run(args):
-    data = common.load_data(args)
-    model = build(args, data)
-    common.freeze(model, "bn")
-    return common.fit(model, data, args)
-""",
+"""
+        + BUILT,
     )
     made("head", *SMALL, "--epochs", 1)
     (checkpoint,) = Path().rglob("*[0-9a-f].pt")
