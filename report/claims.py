@@ -432,7 +432,8 @@ def small_gammas_halved_with_decay(run) -> float:
 
 
 def of_transformers(sweep: pd.DataFrame) -> Iterator[Finding]:
-    """What LayerNorm's γ and β add to the output, against what input and positions add then."""
+    """What LayerNorm's γ and β add to the output, against what input and positions add then; and
+    γ and β alone against as many random entries."""
     steps = ["output", "norm+output", "norm+output+input", "norm+output+input+position"]
     cells = [sweep[sweep.train == step] for step in steps]
     by_step = [by_seed(cell, test_accuracy) for cell in cells]
@@ -445,6 +446,8 @@ def of_transformers(sweep: pd.DataFrame) -> Iterator[Finding]:
             figure = Difference.of(further)
             case = f"what norm adds to output − what {what} adds then"
             yield Finding("14", case, figure, rates=rates)
+    network = network_label(sweep.iloc[0])
+    yield from at_own_rates("16", "norm", "random:2", sweep, network, ABOVE)
 
 
 def of_biases(sweep: pd.DataFrame) -> Iterator[Finding]:
