@@ -9,9 +9,11 @@
 A plain loop is made ours one part after the other:
 
     plain                       as public implementations have it: a DataLoader with PIL transforms,
-                                its best number of workers, fp32, NCHW, the loss read in every step
+                                its best number of workers, fp32 (on CUDA as PyTorch has it, with
+                                TF32 in convolutions), NCHW, the loss read in every step
     data on the device          images stay there as uint8, are cropped and flipped in batches, and
-                                nothing is read before the epoch ends; PyTorch's fused optimizer
+                                nothing is read before the epoch ends; PyTorch's fused optimizer;
+                                on CUDA algorithms that are deterministic, and fp32 throughout
     channels_last               weights and activations in NHWC
     bf16                        by autocast, where the hardware has it
     frozen weights cast once    and not by autocast in every step
@@ -127,7 +129,6 @@ class Settings(common.Settings):
         "all parts of the loop instead, with each of these kinds in BatchNorm's place, as "
         "exp_norms.py names them",
         exp_norms.kind,
-        several=True,
         metavar="KIND",
         record=NEVER,
     )
@@ -182,6 +183,9 @@ class PlainLoop:
 
     def __init__(self, model: nn.Module, data: common.Data, args: Settings, workers: int):
         self.model, self.data, self.device = model, data, args.device
+        # as PyTorch has them, where speed.prepare, for build_model, has set them otherwise
+        torch.backends.cudnn.allow_tf32 = True
+        torch.use_deterministic_algorithms(False)
         trained = [p for p in model.parameters() if p.requires_grad]
         decay = args.weight_decay
         self.optimizer = torch.optim.SGD(trained, args.lr, args.momentum, weight_decay=decay)
@@ -225,8 +229,8 @@ class OurLoop:
             compile="compiled blocks" in parts,
             graph="CUDA graph" in parts,
         )
-        if "memory kept" in parts or args.device.type != "cpu":
-            fast.prepare(args.device)
+        if "memory kept" in parts:
+            fast.keep_memory(args.device)
         self.held = ExitStack()
         if "oneDNN's layout" in parts:
             self.held.enter_context(common.arithmetic(model, self.args, data.size))
@@ -265,7 +269,6 @@ def random_images(args: Settings, n: int) -> common.Images:
     for split, count in counts.items():
         pixels = torch.randint(256, (count, *shape), dtype=torch.uint8, generator=draw)
         images[split] = pixels.to(args.device)
-    for split, count in counts.items():
         labels[split] = torch.randint(10, (count,), generator=draw).to(args.device)
     return common.Images("random", list("0123456789"), images, labels)
 
@@ -313,6 +316,12 @@ def epoch_seconds(rates: dict) -> float:
 
 def median(measured: list[dict], key: str) -> float:
     return statistics.median(one[key] for one in measured)
+
+
+def speedup(base: list[dict], measured: list[dict]) -> float:
+    """How many times as fast as `base`: the median over turns of the ratio within a turn."""
+    turns = zip(base, measured, strict=True)
+    return statistics.median(a["epoch_s"] / b["epoch_s"] for a, b in turns)
 
 
 def medians(measured: list[dict]) -> dict:
@@ -372,9 +381,8 @@ def shares(args: Settings, parts) -> dict:
     with profile(activities=activities) as profiler:
         loop.train(batches=10)
     for event in profiler.key_averages():
-        if (
-            event.device_type == torch.autograd.DeviceType.CPU
-        ):  # on CUDA kernels come again by themselves
+        # on CUDA kernels come again by themselves
+        if event.device_type == torch.autograd.DeviceType.CPU:
             took = event.self_device_time_total if cuda else event.self_cpu_time_total
             spent[kind_of(event.key)] += took
     return {kind: time / sum(spent.values()) for kind, time in spent.items()}
@@ -385,6 +393,7 @@ def limits(args: Settings) -> dict:
     and writing."""
     cuda, found = args.device.type == "cuda", {}
     fast.prepare(args.device)
+    fast.keep_memory(args.device)
 
     def best(work) -> float:
         times = []
@@ -434,7 +443,7 @@ def work(args: Settings) -> dict[str, tuple[float, float]]:
     return {split: tuple(found) for split, found in totals.items()}
 
 
-def threads_of(threads: int, measure, *arguments) -> dict:
+def with_threads(threads: int, measure, *arguments) -> dict:
     os.environ["OMP_NUM_THREADS"] = str(threads)  # which build_model keeps to
     torch.set_num_threads(threads)
     return measure(*arguments)
@@ -444,7 +453,7 @@ def in_processes(n: int, threads: int, measure, *arguments) -> list[dict]:
     """What `measure` returns in each of `n` new processes at once."""
     with ProcessPoolExecutor(n, multiprocessing.get_context("spawn")) as pool:
         try:
-            begun = [pool.submit(threads_of, threads, measure, *arguments) for _ in range(n)]
+            begun = [pool.submit(with_threads, threads, measure, *arguments) for _ in range(n)]
             return [measured.result() for measured in begun]
         except BaseException:  # Ctrl-C and SIGTERM do not wait for them
             for process in multiprocessing.active_children():
@@ -504,13 +513,10 @@ def compare(args: Settings, threads: int) -> list[dict]:
         precision = "bf16" if "bf16" in (variants[variant] or ()) else "fp32"
         least = least_seconds(needed, floors, precision)
         limit = max(least, key=least.get)
-        ratios = [
-            a["epoch_s"] / b["epoch_s"] for a, b in zip(found["plain"], measured, strict=True)
-        ]
         row = medians(measured) | {"variant": variant, "processes": 1, "threads_each": threads}
         row |= {
             "workers": workers if variant == "plain" else 0,
-            "speedup": statistics.median(ratios),
+            "speedup": speedup(found["plain"], measured),
         }
         row |= {"limit_s": least[limit], "limited_by": limit}
         rows.append(row | {"share_of_limit": least[limit] / row["epoch_s"]})
@@ -545,15 +551,15 @@ def share_out(args: Settings, threads: int) -> list[dict]:
         found.setdefault(n, []).append(together | {"epoch_s": epoch_seconds(together)})
     rows = []
     for n, measured in found.items():
-        key, pairs = "train_images_per_s", zip(measured, found[1], strict=True)
-        speedup = statistics.median(one[key] / alone[key] for one, alone in pairs)
+        key, turns = "train_images_per_s", zip(measured, found[1], strict=True)
+        faster = statistics.median(one[key] / alone[key] for one, alone in turns)
         row = {
             "variant": "grid",
             "processes": n,
             "threads_each": max(1, threads // n),
             "workers": 0,
         }
-        rows.append(medians(measured) | row | {"speedup": speedup})
+        rows.append(medians(measured) | row | {"speedup": faster})
     return rows
 
 
@@ -566,14 +572,12 @@ def kinds_of_norm(args: Settings, threads: int) -> list[dict]:
         found.setdefault(norm, []).extend(measured)
     first, rows = found[args.norms[0]], []
     for norm, measured in found.items():
-        pairs = zip(first, measured, strict=True)
-        speedup = statistics.median(a["epoch_s"] / b["epoch_s"] for a, b in pairs)
         row = {"variant": f"norm {norm}", "processes": 1, "threads_each": threads, "workers": 0}
-        rows.append(medians(measured) | row | {"speedup": speedup})
+        rows.append(medians(measured) | row | {"speedup": speedup(first, measured)})
     return rows
 
 
-def beside(args: Settings, threads: int) -> list[dict]:
+def beside(args: Settings, _: int) -> list[dict]:
     """A row per neighbours: all parts of the loop, with the threads that a run takes by itself.
     Where these are several, once with the number of rounds that they spin before they sleep as
     harness/__init__.py sets it, and once with libgomp's own."""
@@ -608,13 +612,13 @@ def beside(args: Settings, threads: int) -> list[dict]:
             measured = in_processes(1, threads, speed, args, eager_parts(args, threads), 0, WINDOW)
             os.environ["GOMP_SPINCOUNT"] = ours
         found.setdefault((name, spin), []).extend(measured)
-    quiet, rows = median(found["nothing", spins[-1]], "epoch_s"), []
+    quiet, rows = found["nothing", spins[-1]], []
     for (name, spin), measured in found.items():
         variant = f"beside {name}"
         if threads > 1:
             variant += f", spinning {int(spin):,} rounds"
         row = {"variant": variant, "processes": 1, "threads_each": threads, "workers": 0}
-        rows.append(medians(measured) | row | {"speedup": quiet / median(measured, "epoch_s")})
+        rows.append(medians(measured) | row | {"speedup": speedup(quiet, measured)})
     return rows
 
 
@@ -630,7 +634,9 @@ def bench(args: Settings) -> int:
     if asked:
         measure, kind = measures[asked[0]], f"-{asked[0]}"
     kind += "".join(f"-{norm.replace(':', '')}" for norm in args.norms)
-    kind += "-compile" * args.compile + "-graph" * args.graph
+    for part in ("compile", "graph"):
+        if getattr(args, part):
+            kind += f"-{part}"
     threads = torch.get_num_threads()
     runs = common.grid(args)
     if any(one.train == "none" for one in runs):

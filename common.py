@@ -27,15 +27,15 @@ from torch import nn
 from torch.nn.utils import parametrize
 
 from harness import checkpoints, folders, onednn, processes, speed
-from harness.config import Noting, Settings, constant, is_start
+from harness.checks import as_logits, check_recipe, cross_entropy, explained, materialise
+from harness.config import Noting, Settings, constant
 from harness.dataset import TORCHVISION, Data, checked, digest_of, load_torchvision, make_splits
 from harness.dataset import on_device, resize, split_batches
 from harness.entries import put_random_entries
 from harness.errors import UserError
-from harness.estimate import plan
+from harness.estimate import print_plan
 from harness.norms import crashes_without_input_gradient
-from harness.parts import LAYERS, Origin, as_logits, check_name, check_recipe, cross_entropy
-from harness.parts import explained, inner_layers, materialise, names_of, norms, note_start
+from harness.parts import LAYERS, Origin, check_name, inner_layers, names_of, norms, note_start
 from harness.parts import origin, owned, trainable
 from harness.processes import first_goes_first, share
 from harness.progress import progress_bar, tell
@@ -50,9 +50,9 @@ from harness.zoo import DEPTHS, imagenet_resnet, vgg
 from harness.config import ALWAYS, AUGMENTED, NEVER, changed, command, flag, number  # noqa: F401
 from harness.errors import RunError  # noqa: F401
 from harness.parts import count_parameters  # noqa: F401
-from harness.runs import counted, mean_and_deviation, shape_label  # noqa: F401
-from harness.runs import table_of, tables_of  # noqa: F401
 from harness.starting import grid, main, main_of, resolved, run_grid, seed_everything  # noqa: F401
+from harness.summaries import counted, mean_and_deviation, shape_label  # noqa: F401
+from harness.summaries import table_of, tables_of  # noqa: F401
 
 # -------------------------------------------------------------------------------------------- seeds
 # Independent streams, new ones last, derive from one seed, all drawn on the CPU: seed 3 gives the
@@ -295,11 +295,9 @@ WEIGHT_INITS = {  # He: fan in, gain √2
 
 
 @torch.no_grad()
-def initialise(
-    model, seed, gamma_init="uniform", beta_init="zeros", weight_init="he_normal"
-) -> None:
-    """Draws weights, γ and β from the seed; by default as Frankle et al.: He-normal weights,
-    γ ~ U[0, 1], β = 0.
+def initialise(model, seed: int, gamma_init: str, beta_init: str, weight_init: str) -> None:
+    """Draws weights, γ and β from the seed: in Frankle et al. He-normal weights, γ ~ U[0, 1] and
+    β = 0, as --weight-init, --gamma-init and --beta-init have by default.
 
     gamma_init: uniform, symmetric (U[-1, 1]), or as `constant` takes. A bias of a convolution or a
     linear layer has PyTorch's default, U(±1/√fan_in). Under another name, which only a script's own
@@ -314,13 +312,14 @@ def initialise(
             if layer.bias is not None:
                 bound = 1 / math.sqrt(layer.weight[0].numel())
                 layer.bias.uniform_(-bound, bound, generator=weights)
+    gamma, beta = constant(gamma_init), constant(beta_init)
     for layer in norms(model).values():
         if gamma_init in ("uniform", "symmetric"):
             layer.weight.uniform_(0 if gamma_init == "uniform" else -1, 1, generator=affine)
-        elif is_start(gamma_init):
-            layer.weight.fill_(constant(gamma_init))
-        if getattr(layer, "bias", None) is not None and is_start(beta_init):
-            layer.bias.fill_(constant(beta_init))
+        elif gamma is not None:
+            layer.weight.fill_(gamma)
+        if getattr(layer, "bias", None) is not None and beta is not None:
+            layer.bias.fill_(beta)
 
 
 # ---------------------------------------------------------------------------------------- freezing
@@ -419,12 +418,12 @@ def warm_up(optimizer, args: Settings, epoch: int, steps: int):
     if optimizer is None or epoch > args.warmup_epochs:
         yield lambda step: None
         return
-    scheduled = [float(group["lr"]) for group in optimizer.param_groups]
+    full = [float(group["lr"]) for group in optimizer.param_groups]
 
     def set_rates(fraction: float) -> None:
         # of the groups as they are now: capturing a CUDA graph replaces what they hold
-        for group, rate in zip(optimizer.param_groups, scheduled, strict=True):
-            group["lr"] = fraction * rate
+        for group, full_rate in zip(optimizer.param_groups, full, strict=True):
+            group["lr"] = fraction * full_rate
 
     before, all_steps = (epoch - 1) * steps, args.warmup_epochs * steps
     yield lambda step: set_rates(min(1, (before + step) / all_steps))
@@ -525,6 +524,7 @@ def fit(model, data: Data, args: Settings, recipe=recipe, also=None, step=None) 
     Raises UserError for a name that is a column's, for what is no number, and for a recipe that
     leaves out what is trainable."""
     speed.prepare(args.device, data.size)
+    speed.keep_memory(args.device)
     noted = Noting(args)
     made = recipe(model, noted) if trainable(model) else Recipe()
     check_recipe(model, made)
@@ -535,7 +535,7 @@ def fit(model, data: Data, args: Settings, recipe=recipe, also=None, step=None) 
         if processes.first():
             one = partial(step or train_step, optimizer=made.optimizer, args=args)
             with processes.alone(), arithmetic(model, args, data.size):
-                seconds = plan(model, data, args, name.run, one, evaluate)
+                seconds = print_plan(model, data, args, name.run, one, evaluate)
         planned = Plan(seconds, args, data.name)
         return processes.from_first(Outcome(Path(), [], args.epochs, plan=planned))
     about, where = network_columns(model, data), machine_columns(args)

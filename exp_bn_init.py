@@ -183,14 +183,14 @@ def report_davis_frank(rows):
         accuracies, gain = table[setting].dropna(), ""
         if baseline in table and setting != baseline:
             both = table[[setting, baseline]].dropna()
-            significance = "too few seeds"
-            if len(both) > 2:
+            significance = "too few seeds, or all differences are equal"
+            if len(both) > 2 and (both[setting] - both[baseline]).nunique() > 1:
                 test = ttest_rel(both[setting], both[baseline], alternative="greater")
                 significance = f"p = {test.pvalue:.3g}"
             gain = f"{(both[setting] - both[baseline]).mean():+.2f}   {significance}"
         named = "bn_weight {:g}, c {:g}, input_norm {}".format(*setting)
         print(f"  {named:<38} {common.mean_and_deviation(accuracies):<20} {gain}")
-    made = common.counted(max(0, len(table.columns) - 1), "comparison")
+    made = common.counted(len(table.columns) - 1, "comparison")
     print(f"  {made}: at p ≤ 0.05 about one in twenty is significant by chance")
 
 

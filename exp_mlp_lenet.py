@@ -48,7 +48,6 @@ class Settings(common.Settings):
         "widths of an mlp's hidden layers, or lenet-300-100 (default 512 512 512); of --tune it "
         "counts how many they are",
         units,
-        several=True,
         metavar="UNITS",
         record=ALWAYS,
     )
@@ -132,7 +131,6 @@ def build(args, data):
 # ------------------------------------------------------------------------------------------ tables
 
 
-@dataclass
 class Table(common.Data):
     """A table on the device: for each split, `images` are float32 features (N, F)."""
 
@@ -237,8 +235,7 @@ def compare(args):
         raise UserError(f"--image-size and --augment are for images: {args.dataset} is a table")
     if args.target and args.dataset != "csv":
         raise UserError(f"--target is for --dataset csv: {args.dataset} knows its classes")
-    hidden = [width for widths in args.hidden for width in widths]
-    args = of_shape(args, hidden)
+    args = of_shape(args, list(itertools.chain.from_iterable(args.hidden)))
     if args.tune:
         return tune(args)
     runs, places = [], args.varied["bn"]
@@ -281,9 +278,9 @@ def tune(args):
     done = len(study.get_trials(states=(TrialState.COMPLETE, TrialState.PRUNED)))
     options = {"initial": done, "unit": " trials", "disable": quiet}
     with common.progress_bar(total=args.tune, **options) as progress:
-        for number in range(done, args.tune):
+        for trial_number in range(done, args.tune):
             # a seed for each trial: one for the study would begin again with every start
-            drawn = np.random.SeedSequence([args.seed, number]).generate_state(1)[0]
+            drawn = np.random.SeedSequence([args.seed, trial_number]).generate_state(1)[0]
             study.sampler = TPESampler(seed=int(drawn))
             trial = study.ask()
             outcome = run(suggested(args, trial))

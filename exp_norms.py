@@ -88,7 +88,6 @@ class Settings(common.Settings):
         [],
         "widths of an mlp's hidden layers (default 512 512 512)",
         number(int, 1),
-        several=True,
         metavar="UNITS",
     )
     norm: str = flag("bn", f"bn, gn:G, {', '.join(KINDS)}", kind, metavar="KIND")
@@ -238,7 +237,6 @@ def report(rows):
     """Accuracies over seeds by depth, what is trained, kind and rate; with a validation split also
     each kind's accuracy there, by which its rate is to be chosen."""
     print("\ntest accuracy in %, mean ± sample standard deviation (seeds)")
-    rows = rows.assign(norm=rows.get("norm", "bn")).fillna({"norm": "bn"})
     settings = ["depth", "train", "norm", "lr"]
     for (depth, train, norm, rate), cell in rows.groupby(settings, sort=False, dropna=False):
         named = f"{common.shape_label(depth)}, {train}, {norm}, rate {float(rate):g}"

@@ -30,7 +30,6 @@ class Settings(common.Settings):
         ["1", "2", "4", "8", "all"],
         "entries of each output channel, or all",
         per_channel,
-        several=True,
         metavar="K",
         record=NEVER,
     )
@@ -38,7 +37,6 @@ class Settings(common.Settings):
         [],
         "parts to train beside the random entries",
         choices=("output", "bn"),
-        several=True,
         record=NEVER,
     )
 

@@ -18,7 +18,6 @@ from __future__ import annotations
 import harness  # noqa: F401, Ctrl-C during imports is one line
 
 # isort: split
-import argparse
 import sys
 from contextlib import contextmanager
 from pathlib import Path
@@ -140,8 +139,10 @@ def draw_figures(name: str, runs: pd.DataFrame, folder: Path, formats: set[str])
     """Draws a figure for each data set, and size of its images, whose runs suffice, and returns
     whether there was one."""
     drawn = []
-    for data, of_data in runs.groupby("dataset") if FIGURES[name].sizes else by_data(runs):
-        figure = FIGURES[name].make(of_data)
+    entry = FIGURES[name]
+    groups = runs.groupby("dataset") if entry.sizes else by_data(runs)
+    for data, of_data in groups:
+        figure = entry.make(of_data)
         if figure is not None:
             drawn.append(data)
             save(figure, folder / f"{name}-{file_name(data)}", formats)
@@ -164,8 +165,7 @@ def save(figure, path: Path, formats: set[str]) -> None:
 
 
 def parser() -> Parser:
-    layout = argparse.RawDescriptionHelpFormatter
-    p = Parser(description=__doc__, formatter_class=layout)
+    p = Parser(__doc__)
     p.add_argument(
         "--only",
         nargs="+",

@@ -11,7 +11,6 @@ at the random start of the run's seed; the tensors are put in, and the rest is c
 fingerprint.
 """
 
-import argparse
 import dataclasses
 import importlib.util
 import itertools
@@ -27,14 +26,16 @@ import torch
 from torch import nn
 
 from harness import checkpoints, folders
-from harness.config import Process, Settings, find_device, flags
+from harness.config import Process, Settings, flags
 from harness.dataset import TABLES
-from harness.errors import Damaged, Parser, UserError, guarded, printable, taken_apart, warn
-from harness.zoo import DEPTHS
+from harness.errors import Damaged, Parser, UserError, damaged_if_malformed, guarded, printable
+from harness.errors import warn
 from harness.files import read_checkpoint
 from harness.parts import is_shortcut
 from harness.runs import COLUMNS, file_name
 from harness.speed import has_bf16
+from harness.starting import find_device
+from harness.zoo import DEPTHS
 
 GRAY = np.array([0.299, 0.587, 0.114])  # ITU-R BT.601, as Pillow has it
 HERE = Path(__file__).parent
@@ -62,11 +63,11 @@ def load(path: Path, device: str) -> Trained:
     """Rebuilds the network of a checkpoint. Raises UserError for a file that is none, is damaged,
     or of a network that its script does not build."""
     try:
-        with taken_apart():
+        with damaged_if_malformed():
             content = read_checkpoint(path)
             about = content["about"]
         script = script_named(about["experiment"], content.get("script", ""))
-        with taken_apart():
+        with damaged_if_malformed():
             args = settings_of(content, device, getattr(script, "Settings", Settings))
             image = torch.zeros(1, *content["size"], dtype=torch.uint8)
             data = common.Images(about["dataset"], content["classes"], {"train": image}, {})
@@ -74,9 +75,9 @@ def load(path: Path, device: str) -> Trained:
         if own != about.get("script", "") and content["version"] > 1:
             changed = f"{Path(script.__file__).name}, or what it imports, has changed since"
             warn(f"{changed}: what it builds now need not be the network of {path}")
-        with nullcontext() if own else taken_apart():
+        with nullcontext() if own else damaged_if_malformed():
             model = build(script, args, data)
-        with taken_apart():
+        with damaged_if_malformed():
             put_in(model, content, args.train)
             scale = [torch.tensor(content[key], device=args.device) for key in ("mean", "std")]
             data.mean_std = tuple(scale)
@@ -307,28 +308,21 @@ def picture(filters: torch.Tensor) -> torch.Tensor:
 def draw_feature_maps(networks: list[Trained], out: Path, image: Path) -> None:
     """What one image makes of the first channels of an early and a middle layer: the second and the
     middle convolution, with the normalisation and ReLU after them."""
-    grids = []
+    grids, maps = [], {}
+
+    def keep(layer, inputs, output):
+        maps[layer] = output.float().relu()
+
     for trained in networks:
         layers = list(convolutions(trained).values())
         chosen = [layers[min(1, len(layers) - 1)], layers[len(layers) // 2]]
-        maps = {}
-        hooks = [layer.register_forward_hook(Keep(maps)) for layer in chosen]
+        hooks = [layer.register_forward_hook(keep) for layer in chosen]
         for x in batches(trained, [image]):
             common.forward(trained.model, x, trained.args)
         for hook in hooks:
             hook.remove()
         grids.append((label(trained), [list(maps[layer][0, :16].cpu()) for layer in chosen]))
     draw(grids, ["after the second convolution", "after the middle convolution"], out)
-
-
-@dataclass
-class Keep:
-    """A hook that keeps what layers put out, after a ReLU."""
-
-    maps: dict[nn.Module, torch.Tensor]
-
-    def __call__(self, layer, inputs, output):
-        self.maps[layer] = output.float().relu()
 
 
 def label(trained: Trained) -> str:
@@ -397,8 +391,7 @@ def look(args) -> int:
 
 
 def main(argv=None) -> int:
-    layout = argparse.RawDescriptionHelpFormatter
-    parser = Parser(description=__doc__, formatter_class=layout, allow_abbrev=False)
+    parser = Parser(__doc__)
     add = parser.add_argument
     add("files", nargs="+", metavar="FILE", help="checkpoints (.pt), and images")
     known = ", ".join((*DATASETS, *TABLES))

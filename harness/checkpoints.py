@@ -4,6 +4,8 @@ the seed gives again."""
 
 from __future__ import annotations
 
+import itertools
+
 import numpy as np
 import torch
 from torch import nn
@@ -118,13 +120,18 @@ def check_moments(state: dict, optimizer) -> None:
     What form that of one's own has we do not know."""
     if not type(optimizer).__module__.startswith("torch.optim"):
         return
-    tensors = [p for group in optimizer.param_groups for p in group["params"]]
+    tensors = held_by(optimizer)
     if not set(state["state"]) <= set(range(len(tensors))):
         raise Damaged("its optimizer trains other tensors")
     for number, moments in state["state"].items():
         for key, value in moments.items():
             if torch.is_tensor(value) and not fits(value.shape, tensors[number].shape):
                 raise Damaged(f"its optimizer's {key} is {list(value.shape)}")
+
+
+def held_by(optimizer: torch.optim.Optimizer) -> list[torch.Tensor]:
+    """What an optimizer trains, in the order in which its state numbers them."""
+    return list(itertools.chain.from_iterable(group["params"] for group in optimizer.param_groups))
 
 
 def fits(moment: torch.Size, tensor: torch.Size) -> bool:
@@ -150,7 +157,7 @@ def as_version_2(content: dict, model: nn.Module, optimizer) -> dict:
         "buffers": pack(like(content["statistics"], statistics) | counted),
     }
     if optimizer:
-        params = [p for group in optimizer.param_groups for p in group["params"]]
+        params = held_by(optimizer)
         moments = {i: {} for i in range(len(params))}
         for key, vector in content["optimizer"].items():
             shapes = [torch.empty(()) if key == "step" else p for p in params]

@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
-import importlib.util
+import itertools
 import json
 import math
 import os
@@ -48,35 +48,26 @@ class Flag:
     help: str
     check: Callable[[str], Any] | None = None  # text to value, ArgumentTypeError where it is none
     choices: tuple | None = None
-    several: bool = False
     metavar: str | None = None
     group: str = "experiment"
 
 
 def flag(
-    default,
-    help,
-    check=None,
-    *,
-    choices=None,
-    several=False,
-    metavar=None,
-    record=CHANGED,
-    group="experiment",
+    default, help, check=None, *, choices=None, metavar=None, record=CHANGED, group="experiment"
 ):
-    """A setting that is a flag.
+    """A setting that is a flag; one with a list as default takes several values, all part of one
+    run.
 
     check: makes a value of a word; where there is none, a default that is a number asks for one.
-    several: it takes a list of values, all part of one run, as one with a list as default does.
     record: ALWAYS a column; CHANGED, as usual, where it is not at its default, so that runs that
     knew no such setting keep their names; NEVER where it changes no number."""
-    several = several or isinstance(default, list)
+    several = isinstance(default, list)
     sample = default[0] if several and default else default
     if not check and type(sample) in (int, float):
         check = number(type(sample), -math.inf)
     elif not check and not choices and isinstance(sample, bool):
         check = truth
-    described = Flag(help, check, choices, several, metavar, group)
+    described = Flag(help, check, choices, metavar, group)
     value = {"default_factory": lambda: list(default)} if several else {"default": default}
     return dataclasses.field(metadata={"flag": described, "record": record}, **value)
 
@@ -126,43 +117,38 @@ def number(kind, low: float, high: float = math.inf, *, above=False, below=False
     return parse
 
 
-def constant(text: str) -> float:
-    """The value of `zeros`, `ones` or `constant:X`. Raises ValueError for anything else."""
+def constant(text: str) -> float | None:
+    """The value of `zeros`, `ones` or `constant:X`, a number of fp32; None of anything else."""
+    if text in ("zeros", "ones"):
+        return float(text == "ones")
     word, _, value = text.partition(":")
-    value = float(value) if word == "constant" else {"zeros": 0.0, "ones": 1.0}.get(text, math.nan)
-    if not abs(value) < 3.4e38:  # of fp32
-        raise ValueError(text)
-    return value
-
-
-def is_start(text: str) -> bool:
-    """Whether `constant` takes it."""
     try:
-        constant(text)
+        value = float(value) if word == "constant" else math.nan
     except ValueError:
-        return False
-    return True
+        return None
+    return value if abs(value) < 3.4e38 else None
 
 
 def start(*named: str):
     """A check: one of `named`, or constant:X."""
 
     def parse(text: str) -> str:
-        try:
-            if text in named:
-                return text
-            value = constant(text)
-            short = f"{value:g}"
-            return f"constant:{short if float(short) == value else value}"
-        except ValueError:
+        if text in named:
+            return text
+        value = constant(text)
+        if value is None:
             known = ", ".join(named)
             message = f"{text!r} is none of {known}, constant:X with a number X"
-            raise argparse.ArgumentTypeError(message) from None
+            raise argparse.ArgumentTypeError(message)
+        short = f"{value:g}"
+        return f"constant:{short if float(short) == value else value}"
 
     return parse
 
 
 AUGMENTATIONS = ("crop", "flip", "brightness")
+# the data sets that are cropped and flipped by default; a mirrored digit is no digit
+AUGMENTED = ("cifar10", "cifar100", "imagefolder", "imagenet")
 
 
 def augmentation(text: str) -> str:
@@ -374,7 +360,7 @@ class Settings:
     process: Process = dataclasses.field(default_factory=Process)
     varied: dict[str, list] = dataclasses.field(default_factory=dict)  # what a grid's lists hold
     given: dict[str, Any] = dataclasses.field(default_factory=dict)  # what the command line said
-    made: set[str] | None = None  # names of the runs that one call of a script's run(args) has made
+    fitted: set[str] | None = None  # names of the runs that one call of run(args) has made
 
     def but(self, **settings) -> Settings:
         """A copy with other `settings`, of which NumPy's numbers become Python's."""
@@ -445,7 +431,7 @@ def joined(values: list) -> str:
     words = list(map(str, values))
     if all(isinstance(value, int | float) for value in values):
         return ("," if any("-" in word for word in words) else "-").join(words)
-    is_clear = not any(mark in word for word in words for mark in '-,["')
+    is_clear = not any(re.search('[-,["]', word) for word in words)
     return "-".join(words) if is_clear else json.dumps(words, ensure_ascii=False)
 
 
@@ -468,13 +454,11 @@ def default_of(field: dataclasses.Field):
 # ------------------------------------------------------------------------------------- command line
 
 
-def parser_for(settings: type[Settings] | None, description: str, **options) -> Parser:
+def parser_for(settings: type[Settings], description: str) -> Parser:
     """The command line of a class of settings. A flag of its `lists` takes several values, and
     answers to its plural, too: --seed 0 1 and --seeds 0 1."""
-    layout = argparse.RawDescriptionHelpFormatter
-    parser = Parser(description=description, formatter_class=layout, allow_abbrev=False, **options)
-    groups = {}
-    for field in dataclasses.fields(settings) if settings else ():
+    parser, groups = Parser(description), {}
+    for field in dataclasses.fields(settings):
         described = field.metadata.get("flag")
         if described is None:
             continue
@@ -494,7 +478,7 @@ def parser_for(settings: type[Settings] | None, description: str, **options) -> 
         shown = " ".join(map(str, default)) if isinstance(default, list) else default
         if default not in (None, math.inf, "", []) and "default" not in described.help:
             words["help"] += f" (default {shown})".replace("%", "%%")
-        if field.name in settings.lists or described.several:
+        if isinstance(default, list):
             words["nargs"] = "+"
         check = described.check or (default is None and check_by_type(settings, field.name))
         if check:
@@ -522,7 +506,7 @@ def check_by_type(settings: type[Settings], name: str):
 
 
 def parse(
-    settings: type[Settings], words: list[str], description: str, process: Process
+    settings: type[Settings], words: list[str] | None, description: str, process: Process
 ) -> Settings:
     """The settings that a command line asks for; those of a grid's lists in `varied`."""
     parser = parser_for(settings, description)
@@ -537,8 +521,7 @@ def parse(
     given = vars(parser.parse_args(words))
     varied = {}
     for name, default in settings.lists.items():
-        values = given.get(name, default)
-        varied[name] = [value for i, value in enumerate(values) if value not in values[:i]]
+        varied[name] = list(dict.fromkeys(given.get(name, default)))
     single = {name: value for name, value in given.items() if name not in settings.lists}
     return settings(**single, varied=varied, given=given, process=process)
 
@@ -564,86 +547,7 @@ def command(settings: Settings, **others) -> str:
 def flattened(values: list) -> list:
     """A check may make several values of a word."""
     parts = [value if isinstance(value, list) else [value] for value in values]
-    return [value for part in parts for value in part]
-
-
-# ------------------------------------------------------------------------ what depends on others
-
-# cropped and flipped by default; a mirrored digit is no digit
-AUGMENTED = ("cifar10", "cifar100", "imagefolder", "imagenet")
-
-
-def resolve(args: Settings) -> Settings:
-    """The settings with what depends on others filled in. Raises UserError for what cannot be,
-    before anything is read or written."""
-    # here, since plots.py reads this file, and does without torch
-    from harness.processes import started
-    from harness.speed import device_name, has_bf16
-    from harness.zoo import DEPTHS, check_depth
-
-    depth = args.depth
-    if args.arch in DEPTHS:
-        depth = depth or DEPTHS[args.arch][1]
-        check_depth(args.arch, depth, args.width)
-    imagenet = args.dataset == "imagenet"
-    epochs = args.epochs or (1 if args.train == "none" else 90 if imagenet else 160)
-    warmup = args.warmup_epochs
-    if warmup is None:
-        warmup = math.ceil(epochs * 5 / 90) if imagenet else 0
-    if warmup > epochs:
-        raise UserError(
-            f"--warmup-epochs {warmup}: the run has {epochs} epochs: give as many or fewer"
-        )
-    if args.dataset == "imagefolder" and not args.data:
-        need = "with images in FOLDER/train/CLASS/ and FOLDER/test/CLASS/"
-        raise UserError(f"--dataset imagefolder needs --data FOLDER, {need}")
-    device = find_device(args.device)
-    if args.sync_bn and (device.type != "cuda" or not started()):
-        example = "torchrun --nproc-per-node=8 exp_bn_only.py --sync-bn …"
-        raise UserError(f"--sync-bn is for one run on several GPUs: {example}")
-    if args.graph and device.type != "cuda":
-        raise UserError("--graph captures the step of one process on one GPU: leave it out here")
-    if args.tensorboard and not importlib.util.find_spec("tensorboard"):
-        raise UserError("--tensorboard needs TensorBoard: pip install tensorboard")
-    if args.precision == "bf16" and not has_bf16(device):
-        instead = f"{device_name(device)} does not calculate in bf16: use --precision fp32"
-        raise UserError(f"--precision bf16: {instead}")
-    rate = 0.4 if imagenet else 0.1
-    return args.but(
-        depth=depth,
-        epochs=epochs,
-        warmup_epochs=warmup,
-        batch_size=args.batch_size or (1024 if imagenet else 128),
-        lr=(0.001 if args.optimizer == "adam" else rate) if args.lr is None else args.lr,
-        augment=args.augment or ("crop+flip" if args.dataset in AUGMENTED else "none"),
-        device=device,
-        precision=args.precision or ("bf16" if has_bf16(device) else "fp32"),
-    )
-
-
-def find_device(name):
-    """The torch.device of --device. Raises UserError where this machine has none of the name."""
-    import torch
-
-    from harness.processes import local_rank, started
-
-    try:
-        if name == "auto":
-            name = "cuda" if torch.cuda.is_available() else "cpu"
-        device = torch.device(name)
-        if device == torch.device("cuda") and started():
-            device = torch.device("cuda", local_rank())
-        torch.zeros(1, device=device).tolist()
-        if device.type == "cuda" and device.index is not None:
-            # NCCL's broadcasts, streams and graphs take the current one
-            torch.cuda.set_device(device)
-        return device
-    except Exception:  # PyTorch raises a different kind for each device that is not there
-        there = ["cpu", *(f"cuda:{i}" for i in range(torch.cuda.device_count()))]
-        if torch.backends.mps.is_available():
-            there.append("mps")
-        message = f"--device {name} cannot be used: this machine has {', '.join(there)}"
-        raise UserError(message) from None
+    return list(itertools.chain.from_iterable(parts))
 
 
 def as_plain(args: Settings) -> dict[str, Any]:
@@ -658,7 +562,7 @@ def as_plain(args: Settings) -> dict[str, Any]:
         "process",
         "varied",
         "given",
-        "made",
+        "fitted",
         "time_limit",
     }
     names = [field.name for field in dataclasses.fields(args) if field.name not in mine]

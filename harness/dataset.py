@@ -71,11 +71,11 @@ class Data:
         mean, std = self.mean_std
         return images.float().sub_(mean).div_(std).permute(0, 3, 1, 2)
 
-    def batches(self, split: str, batch_size: int = 500):
+    def batches(self, split: str):
         """The images of a split and their labels in stored order, for evaluation; of several
         processes each has its share."""
         images, labels = share(self.images[split]), share(self.labels[split])
-        for x, y in zip(images.split(batch_size), labels.split(batch_size), strict=True):
+        for x, y in zip(images.split(500), labels.split(500), strict=True):
             yield self.normalise(x), y
 
 

@@ -36,7 +36,7 @@ class Damaged(RunError):
 
 
 @contextmanager
-def taken_apart():
+def damaged_if_malformed():
     """Raises Damaged where a checkpoint whose checksum fits holds something else than a run's."""
     try:
         yield
@@ -73,7 +73,11 @@ class NothingToShow(Exception):
 
 
 class Parser(argparse.ArgumentParser):
-    """argparse, its errors in one line."""
+    """argparse: its errors in one line, the description as it is written, no flag abbreviated."""
+
+    def __init__(self, description: str):
+        layout = argparse.RawDescriptionHelpFormatter
+        super().__init__(description=description, formatter_class=layout, allow_abbrev=False)
 
     def error(self, message: str):
         raise UserError(f"{message} (--help explains)")

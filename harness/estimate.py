@@ -12,11 +12,12 @@ from torch import nn
 from harness.config import Settings
 from harness.dataset import Data
 from harness.parts import count_parameters, parts
-from harness.runs import counted, duration, run_files
+from harness.runs import run_files
 from harness.speed import device_name
+from harness.summaries import counted, duration
 
 
-def plan(model: nn.Module, data: Data, args: Settings, name: str, step, evaluate) -> float:
+def print_plan(model: nn.Module, data: Data, args: Settings, name: str, step, evaluate) -> float:
     """Prints the run, its parameters, files and time. Returns the seconds.
 
     step(model, x, y) trains on a batch, evaluate(model, data, split, args) tests."""

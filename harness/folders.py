@@ -22,7 +22,7 @@ from harness.errors import UserError, warn
 from harness.files import replacing
 from harness.processes import first, share
 from harness.progress import progress_bar
-from harness.runs import counted
+from harness.summaries import counted
 
 # -------------------------------------------------------------------------------- what a folder has
 
@@ -205,9 +205,8 @@ def decode(
 
     pool, images = ThreadPoolExecutor(workers), None
     try:
-        with warnings.catch_warnings(
-            action="ignore"
-        ):  # Pillow's, of damaged EXIF data and the like
+        # Pillow's, of damaged EXIF data and the like
+        with warnings.catch_warnings(action="ignore"):
             decoded = pool.map(read, paths)
             bar = {"desc": "decoding", "total": len(paths), "unit": " images", "disable": quiet}
             for i, image in enumerate(progress_bar(decoded, **bar)):
@@ -322,12 +321,12 @@ class Streamed(Data):
         channels = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
         return tuple(255 * torch.tensor(values, device=device) for values in channels)
 
-    def batches(self, split: str, batch_size: int = 250):
+    def batches(self, split: str):
         """For evaluation: the centre of the image scaled to 256/224 of the size."""
         from torchvision.transforms import v2
 
         scale = [v2.Resize(round(self.pixels * 256 / 224)), v2.CenterCrop(self.pixels)]
-        batches = share(torch.arange(len(self.labels[split]))).split(batch_size)
+        batches = share(torch.arange(len(self.labels[split]))).split(250)
         return self.stream(split, batches, v2.Compose(scale))
 
     def stream(self, split: str, batches, transform, seed_of=None):

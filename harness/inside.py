@@ -80,11 +80,11 @@ def channel_of(norm: nn.Module) -> int:
 
 
 @torch.no_grad()
-def pruned(gammas: list[torch.Tensor], evaluate, thresholds=THRESHOLDS):
-    """A row of PRUNING for each threshold: how many of all γ are smaller, and the test loss and
+def pruned(gammas: list[torch.Tensor], evaluate):
+    """A row of PRUNING for each of THRESHOLDS: how many of all γ are smaller, and the test loss and
     accuracy with these at zero and every β kept (Frankle et al.)."""
     learned = [gamma.clone() for gamma in gammas]
-    for threshold in thresholds:
+    for threshold in THRESHOLDS:
         small = [gamma.abs() < threshold for gamma in learned]
         for gamma, value, mask in zip(gammas, learned, small, strict=True):
             gamma.copy_(value.masked_fill(mask, 0))

@@ -20,7 +20,7 @@ from harness.source import ours, source_digest
 from harness.speed import has_bf16, stand_ins
 
 OTHER_NORMS = (GroupNorm, nn.InstanceNorm2d, RMSNorm)  # for which activations are as usual
-LAYERS = (nn.Conv2d, nn.BatchNorm2d, ScaleShift, nn.ReLU, nn.Linear, nn.Sequential, nn.Identity)
+KNOWN = (nn.Conv2d, nn.BatchNorm2d, ScaleShift, nn.ReLU, nn.Linear, nn.Sequential, nn.Identity)
 
 
 def here(args, threads: int) -> bool:
@@ -40,7 +40,7 @@ def here(args, threads: int) -> bool:
 def suits(model: nn.Module, network: type, block: type) -> bool:
     """Whether `model` is a `network`, of `block`s and of layers that know the layout, as this
     collection has them. A class that inherits from these, and does something else, is another."""
-    known = {kind.forward for kind in (*LAYERS, *OTHER_NORMS, network, block)}
+    known = {kind.forward for kind in (*KNOWN, *OTHER_NORMS, network, block)}
     layers = [layer for name, layer in model.named_modules() if "parametrizations" not in name]
     if any({"forward", "features"} & vars(layer).keys() for layer in layers):
         return False  # a script has given this one layer a method of its own

@@ -4,13 +4,10 @@ from __future__ import annotations
 
 import hashlib
 import re
-from contextlib import contextmanager
 from dataclasses import dataclass, field
 
 import torch
-import torch.nn.functional as F
 from torch import nn
-from torch.optim.lr_scheduler import LRScheduler, ReduceLROnPlateau
 
 from harness.entries import RandomEntries
 from harness.errors import UserError
@@ -109,12 +106,13 @@ def part_of(name: str, module: nn.Module, head: set) -> str:
     return "hidden" if isinstance(module, nn.Linear) else "other"
 
 
-PARTS = "gamma beta random output input position shortcut conv hidden other".split()
+# the words of --train but all, none and all-WORD, as they are put in order
+ORDER = "bn norm gamma beta random bias output input position shortcut conv hidden".split()
 
 
 def parts(model: nn.Module) -> dict[str, dict[str, nn.Parameter]]:
     """The parameters of each part that the network has, by name: all of them, each once."""
-    found, head = {part: {} for part in PARTS}, head_of(model)
+    found, head = {part: {} for part in (*ORDER, "other")}, head_of(model)
     for name, module, parameter in owned(model):
         found[part_of(name, module, head)][name] = parameter
     return {part: parameters for part, parameters in found.items() if parameters}
@@ -129,9 +127,8 @@ def words(model: nn.Module) -> dict[str, set[str]]:
     batch = {name for name, module, _ in owned(model) if isinstance(module, BATCHNORM)}
     norm = found.get("gamma", set()) | found.get("beta", set())
     bias = {name for name in everything if is_bias(name)}
-    found |= {
-        word: names for word, names in (("bn", batch), ("norm", norm), ("bias", bias)) if names
-    }
+    found |= {"bn": batch, "norm": norm, "bias": bias}
+    found = {word: names for word, names in found.items() if names}
     others = {f"all-{word}": everything - names for word, names in found.items()}
     return found | others | {"all": everything, "none": set()}
 
@@ -155,7 +152,7 @@ def names_of(model: nn.Module, train: str) -> set[str]:
                 + ("" if meanings.get("norm") else OWN_NORM)
             )
         chosen |= meanings.get(word, set())
-    if len(set(entries)) > 1:
+    if len(entries) > 1:
         raise UserError(f"--train {train}: give one random:K, of as many entries as all")
     inner = set(inner_layers(model)) if entries else ()
     for name, module, _ in owned(model):
@@ -167,7 +164,7 @@ def names_of(model: nn.Module, train: str) -> set[str]:
 
 def check_name(called: str) -> None:
     """Raises UserError where a predicate is to be called by words that mean something else, or by
-    none."""
+    what is no text."""
     if not isinstance(called, str):
         raise UserError(f"called={called!r:.60} is no name: give the predicate one, as text")
     given = {word.removeprefix("all-").partition(":")[0] for word in called.split("+")}
@@ -203,9 +200,6 @@ def sums_of(tensor: torch.Tensor) -> tuple[float, float]:
 
 def trainable(model: nn.Module) -> frozenset[str]:
     return frozenset(name for name, _, parameter in owned(model) if parameter.requires_grad)
-
-
-ORDER = "bn norm gamma beta random bias output input position shortcut conv hidden".split()
 
 
 def spelling(train: str) -> str:
@@ -257,96 +251,6 @@ def trained_as(model: nn.Module) -> str:
     if own:
         return own
     return "custom-" + hashlib.sha256("\n".join(sorted(now)).encode()).hexdigest()[:6]
-
-
-def check_recipe(model: nn.Module, made) -> None:
-    """Raises UserError for what is no recipe; where an optimizer does not hold what is trainable,
-    as the records say it is, or needs more than its gradients; and where a scheduler is of another
-    one, or needs more than the number of epochs."""
-    if not hasattr(made, "scheduler"):
-        what = type(made).__name__
-        raise UserError(f"a recipe returns common.Recipe or common.scheduled(…), not a {what}")
-    optimizer, scheduler = made.optimizer, made.scheduler
-    if isinstance(optimizer, torch.optim.LBFGS):
-        raise UserError("LBFGS calculates a step's loss several times, and the training loop once")
-    check_inner_optimizers(optimizer)
-    if scheduler and (
-        isinstance(scheduler, ReduceLROnPlateau) or not isinstance(scheduler, LRScheduler)
-    ):
-        what = f"a {type(scheduler).__name__} is not stepped by the number of epochs alone"
-        raise UserError(f"{what}: give another scheduler of torch.optim.lr_scheduler")
-    if scheduler and scheduler.optimizer is not optimizer:
-        raise UserError("the recipe's scheduler is that of another optimizer")
-    groups = optimizer.param_groups if optimizer else []
-    held = {p for group in groups for p in group["params"]}
-    for name, parameter in model.named_parameters():
-        if parameter.requires_grad and parameter not in held:
-            what = f"{name} is trainable, and the recipe's optimizer does not hold it"
-            raise UserError(f"{what}: freeze it, or give the optimizer all that freeze has left")
-
-
-def check_inner_optimizers(optimizer) -> None:
-    """Raises UserError where an optimizer has another inside (SAM's base optimizer, Lookahead's),
-    whose moments its `state_dict` leaves out: a run that goes on would end with other digits."""
-    if getattr(type(optimizer), "state_dict", None) is not torch.optim.Optimizer.state_dict:
-        return
-    for name, inner in vars(optimizer).items():
-        if isinstance(inner, torch.optim.Optimizer):
-            what = f"{type(optimizer).__name__} keeps another optimizer, {name}, whose state its"
-            instead = "give it a state_dict and a load_state_dict that do"
-            raise UserError(f"{what} state_dict() does not have: {instead}")
-
-
-def materialise(model: nn.Module, size: tuple[int, ...]) -> None:
-    """Gives the lazy layers of a network (nn.LazyLinear, …) their shapes, by one pass over two
-    black images of `size`, height, width, channels, or two rows of a table of so many columns.
-    Raises UserError for what is no network."""
-    if not isinstance(model, nn.Module):
-        raise UserError(f"the network is a {type(model).__name__}: build returns an nn.Module")
-    if any(nn.parameter.is_lazy(tensor) for tensor in [*model.parameters(), *model.buffers()]):
-        *height_and_width, channels = size
-        with torch.no_grad():  # in eval(): no statistics move
-            model.eval()(torch.zeros(2, channels, *height_and_width))
-        model.train()
-
-
-@contextmanager
-def explained(model: nn.Module, x: torch.Tensor):
-    """Within it what a forward pass of a batch `x` can fail by says what would be right, as a
-    UserError."""
-    try:
-        yield
-    except ValueError as error:
-        if not model.training or len(x) > 1 or "more than 1 value" not in str(error):
-            raise
-        need = "where an image has one pixel left that is two images"
-        instead = "give --batch-size 2 or more, and two training images"
-        told = f"BatchNorm needs two values of each channel, and {need}: {instead}"
-        raise UserError(told) from error
-    except RuntimeError as error:
-        if "view size is not compatible" not in str(error):
-            raise
-        what = "an image's channels come last in memory, so that view() cannot flatten it"
-        raise UserError(f"{what}: give x.flatten(1)") from error
-
-
-def cross_entropy(logits: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
-    """The mean over a batch: logits float (B, classes), y int64 (B,)."""
-    try:
-        return F.cross_entropy(logits, y)
-    except IndexError:
-        outputs = f"the network makes {logits.shape[1]} numbers of an image"
-        told = f"{outputs}, and there are more classes: it has to make one for each"
-        raise UserError(told) from None
-
-
-def as_logits(output) -> torch.Tensor:
-    """A network's output in fp32. Raises UserError where it is not one tensor (N, classes)."""
-    is_tensor = isinstance(output, torch.Tensor)
-    if is_tensor and output.dim() == 2:
-        return output.float()
-    found = f"tensor of shape {tuple(output.shape)}" if is_tensor else type(output).__name__
-    raise UserError(f"the network returns a {found}: it has to return one tensor (N, classes)")
 
 
 def count_parameters(model: nn.Module) -> tuple[int, int]:

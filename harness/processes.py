@@ -33,9 +33,9 @@ def local_rank() -> int:
 
 def processes() -> int:
     """How many make this run together."""
-    return (
-        dist.get_world_size() if dist.is_available() and dist.is_initialized() and not _alone else 1
-    )
+    if _alone or not (dist.is_available() and dist.is_initialized()):
+        return 1
+    return dist.get_world_size()
 
 
 def first() -> bool:

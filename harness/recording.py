@@ -13,7 +13,7 @@ from torch import nn
 from harness import checkpoints, inside, processes
 from harness.config import NEVER, Settings, as_plain, record_of
 from harness.dataset import Data
-from harness.errors import Damaged, UserError, taken_apart
+from harness.errors import Damaged, UserError, damaged_if_malformed
 from harness.files import read_checkpoint, write_table
 from harness.parts import count_parameters, entries_of, norms, origin, redrawn
 from harness.parts import trainable, trained_as
@@ -227,10 +227,10 @@ def finished_before(run: Run | None, model: nn.Module, data: Data) -> bool:
 
 def what_it_left(run: Run, model: nn.Module, data: Data) -> Left:
     """What the run has left; a checkpoint is put into the network."""
-    if not run.finished or run.diverged:
-        return Left(run.finished)
+    if run.diverged or not run.is_over:
+        return Left(run.is_over)
     try:
-        with taken_apart():
+        with damaged_if_malformed():
             content = read_checkpoint(run.checkpoint)
             run.compare(content["about"])
             if content["epoch"] != run.args.epochs:

@@ -34,8 +34,9 @@ from harness.errors import (
     in_one_line,
     printable,
 )
-from harness.errors import taken_apart, warn
+from harness.errors import damaged_if_malformed, warn
 from harness.files import read_checkpoint, replacing, write_checkpoint, write_table
+from harness.summaries import counted, duration
 
 SETTINGS = (
     "dataset subset val_fraction arch depth width train gamma_init beta_init weight_init augment "
@@ -224,8 +225,8 @@ class Run:
         folders = (self.csv.parent, self.checkpoint.parent)
         folder, new = self.csv.parent, []
         try:
-            above = [path for leaf in folders for path in (leaf, *leaf.parents)]
-            new = [path for path in above if not path.exists()]
+            for leaf in folders:
+                new += [path for path in (leaf, *leaf.parents) if not path.exists()]
             for folder in folders:
                 folder.mkdir(parents=True, exist_ok=True)
             folder = self.csv.parent
@@ -252,7 +253,7 @@ class Run:
         if self.args.force and not self.made_since_the_start():
             return self
         try:
-            self.look()
+            self.rows = self.read_rows()
         except UserError:
             self.__exit__()
             raise
@@ -267,21 +268,16 @@ class Run:
         Path(self.lock.lock_file).unlink(missing_ok=True)
         self.lock.release()
 
-    def look(self) -> Run:
-        """Reads what is on disk."""
-        self.rows = self.read_rows()
-        return self
-
     def note_once(self) -> None:
         """Raises UserError where the same call of a script's run(args) has made this run before:
         the second would be taken for the first, which is finished."""
-        made = self.args.made
-        if made is None:  # in a notebook, say
+        fitted = self.args.fitted
+        if fitted is None:  # in a notebook, say
             return
-        if self.name in made:
+        if self.name in fitted:
             instead = "give what differs between them a flag, which is in the name"
             raise UserError(f"this script calls fit twice for {self.name}: {instead}")
-        made.add(self.name)
+        fitted.add(self.name)
 
     def made_since_the_start(self) -> bool:
         """Whether another process has written the records since this one began: of several that
@@ -302,9 +298,9 @@ class Run:
         return have_diverged(self.rows)
 
     @property
-    def finished(self) -> bool:
-        """Every row is there, and the checkpoint, too: a CSV alone keeps no one from making the
-        run."""
+    def is_over(self) -> bool:
+        """Diverged, or every row is there, and the checkpoint, too: a CSV alone keeps no one from
+        making the run."""
         return self.diverged or (len(self.rows) == self.args.epochs and self.checkpoint.exists())
 
     def read_rows(self) -> list[dict]:
@@ -368,7 +364,7 @@ class Run:
             if begin or not path.exists():
                 continue
             try:
-                with taken_apart():
+                with damaged_if_malformed():
                     content = read_checkpoint(path)
                     self.compare(content["about"])
                     epoch, rows = content["epoch"], len(self.rows)
@@ -428,7 +424,7 @@ class Outcome(NamedTuple):
 # -------------------------------------------------------------------------------------------- grids
 
 
-@dataclasses.dataclass
+@dataclasses.dataclass(eq=False)
 class Member:
     """A run of a grid: its settings, what is there of it, and of one to be made the plan."""
 
@@ -437,16 +433,17 @@ class Member:
     plan: Plan | None = None
 
     def look(self, name: Name) -> None:
-        """Whether a run of this name is there, finished or diverged."""
-        found = Run(self.args, name, {}, {}).look()
-        self.there = found.outcome(again=True) if found.finished else None
+        """Notes the run of this name, if one is there that is over."""
+        found = Run(self.args, name, {}, {})
+        found.rows = found.read_rows()
+        self.there = found.outcome(again=True) if found.is_over else None
 
     @property
     def is_left(self) -> bool:
         return self.args.force or not self.there
 
 
-def run_grid(runs: list[Settings], run) -> tuple[int, list[Outcome]]:
+def make_grid(runs: list[Settings], run) -> tuple[int, list[Outcome]]:
     """Makes, by `run(args)`, each of `runs` that is neither finished nor locked: a second process
     that walks the same list, in another terminal, a Slurm array or after a crash, makes the others.
 
@@ -547,7 +544,7 @@ def make(left: list[Member], total: int, run) -> list[str]:
                     told = told_in_a_grid(args, outcome.csv.stem)
                     bar.write(f"{told}: {float(outcome.rows[-1]['test_acc']):.2f} %")
             except Locked as error:
-                if not any(member is other for other in locked):
+                if member not in locked:
                     locked.append(member)
                     if not quiet:
                         bar.write(f"{told}: another process is making it")
@@ -597,62 +594,3 @@ def plan_each(members: list[Member], run) -> None:
                     raise
                 plans[name] = None
         member.plan = plans[name]
-
-
-def duration(seconds: float) -> str:
-    if seconds < 120:
-        return f"{seconds:.0f} seconds"
-    return f"{seconds / 60:.0f} minutes" if seconds < 7200 else f"{seconds / 3600:.1f} hours"
-
-
-def table_of(outcomes: list[Outcome], choose=lambda rows: rows[-1]):
-    """The last row, or the one that `choose` takes, of each run, as a pandas table."""
-    import pandas as pd
-
-    table = pd.DataFrame([outcome.defaults | choose(outcome.rows) for outcome in outcomes])
-    if table.empty:
-        return pd.DataFrame(columns=COLUMNS)
-    numbers = ("depth", "width", "seed", "params_trained", "test_acc", "val_acc")
-    for column in numbers:
-        table[column] = pd.to_numeric(table[column])
-    return table
-
-
-def tables_of(outcomes: list[Outcome], args: Settings, *columns: str):
-    """`table_of`, as one table for each value of what the grid of `args` varies beside the
-    `columns` that a script's report tells apart: only over seeds is anything averaged."""
-    table = table_of(outcomes)
-    several = [name for name, values in args.varied.items() if len(values) > 1]
-    others = [name for name in several if name in table and name not in (*columns, "seed")]
-    if not others:
-        yield table
-        return
-    for values, rows in table.groupby(others, sort=False, dropna=False):
-        told = (f"{name} {value}" for name, value in zip(others, values, strict=True))
-        print(f"\n{', '.join(told)}:")
-        yield rows
-
-
-def counted(number: float, what: str) -> str:
-    """1 run, 2 runs."""
-    return f"{number:,.0f} {what}" + ("" if number == 1 else "s")
-
-
-def depth_label(depth: float) -> str:
-    """A depth, which a network may not have, as a table shows it."""
-    return "no depth" if math.isnan(depth) else f"depth {depth:g}"
-
-
-def shape_label(depth: float, width: float = math.nan) -> str:
-    """Depth and width, as far as a network has them, as a report shows them."""
-    return depth_label(depth) + ("" if math.isnan(width) else f", width {width:g}")
-
-
-def mean_and_deviation(accuracies) -> str:
-    """A pandas series of accuracies as a table shows it: mean ± sample standard deviation (number
-    of seeds)."""
-    n = len(accuracies)
-    if n == 0:
-        return "not run"
-    spread = f" ± {accuracies.std():.1f}" if n > 1 else ""
-    return f"{accuracies.mean():.1f}{spread} ({n})"

@@ -35,8 +35,8 @@ def threads_for(size: tuple[int, ...]) -> int:
 
 
 def prepare(device: torch.device, size: tuple[int, ...] = ()) -> None:
-    """Settings of PyTorch and of the memory allocator that every run shares; for images of `size`
-    also the number of threads, unless OMP_NUM_THREADS has set it."""
+    """PyTorch's settings that every run shares; for images of `size` also the number of threads,
+    unless OMP_NUM_THREADS has set it."""
     if size and "OMP_NUM_THREADS" not in os.environ:
         torch.set_num_threads(threads_for(size))
     torch.backends.cudnn.allow_tf32 = False  # fp32 means fp32
@@ -46,8 +46,11 @@ def prepare(device: torch.device, size: tuple[int, ...] = ()) -> None:
     if device.type == "cuda":
         torch.use_deterministic_algorithms(True, warn_only=True)
         torch.utils.deterministic.fill_uninitialized_memory = False
-        return
-    libc = ctypes.CDLL(None) if sys.platform == "linux" else None
+
+
+def keep_memory(device: torch.device) -> None:
+    """On a CPU freed memory stays with the process, where the allocator is glibc's."""
+    libc = ctypes.CDLL(None) if device.type == "cpu" and sys.platform == "linux" else None
     if hasattr(libc, "mallopt"):
         # glibc gives every freed activation back to the system, and faults its pages in again at
         # the next step. To keep them took a step of ResNet-14 from 134 to 104 ms on one core.
@@ -159,8 +162,8 @@ def compile_blocks(model: nn.Module) -> None:
 
 @contextmanager
 def training_step(step, model: nn.Module, args):
-    """`step`; with --compile from compiled blocks, with --graph as a CUDA graph. What it takes of
-    the process it gives back."""
+    """`step`; with --compile from compiled blocks, with --graph as a CUDA graph, in a stream
+    of its own."""
     if args.compile:
         torch.compiler.reset()  # compiled code counts against a budget of the process
         compile_blocks(model)
@@ -213,9 +216,8 @@ class GraphedStep:
 
     def put_rates(self, optimizer) -> None:
         """Whatever rate has been put in the place of a tensor goes into the tensor."""
-        for group, rate in zip(
-            optimizer.param_groups if self.rates else [], self.rates, strict=True
-        ):
+        groups = optimizer.param_groups if optimizer else []
+        for group, rate in zip(groups, self.rates, strict=True):
             if group["lr"] is not rate:
                 rate.fill_(group["lr"])
                 group["lr"] = rate

@@ -3,19 +3,22 @@ those that torchrun started, for one run or for a grid of them."""
 
 from __future__ import annotations
 
+import importlib.util
 import itertools
+import math
 import random
 import sys
 
 import numpy as np
 import torch
 
-from harness import processes, runs
-from harness.config import SHARED, Process, Settings, flags, parse, parser_for, resolve
-from harness.errors import NothingToShow, UserError, guarded
+from harness import processes, runs, speed
+from harness.config import AUGMENTED, SHARED, Process, Settings, flags, parse
+from harness.errors import NothingToShow, Parser, UserError, guarded
 from harness.parts import spelling
 from harness.runs import ADDED, COLUMNS, Outcome
 from harness.source import script_of
+from harness.zoo import DEPTHS, check_depth
 
 
 def grid(args: Settings, **lists) -> list[Settings]:
@@ -29,8 +32,76 @@ def grid(args: Settings, **lists) -> list[Settings]:
 
 
 def resolved(args: Settings) -> Settings:
-    """What depends on other settings filled in. Raises UserError for what cannot be."""
-    return resolve(args.but(train=spelling(args.train)))
+    """The settings with what depends on others filled in. Raises UserError for what cannot be,
+    before anything is read or written."""
+    depth = args.depth
+    if args.arch in DEPTHS:
+        depth = depth or DEPTHS[args.arch][1]
+        check_depth(args.arch, depth, args.width)
+    imagenet = args.dataset == "imagenet"
+    epochs = args.epochs
+    if not epochs:
+        epochs = 90 if imagenet else 160
+        if args.train == "none":
+            epochs = 1
+    warmup = args.warmup_epochs
+    if warmup is None:
+        warmup = math.ceil(epochs * 5 / 90) if imagenet else 0
+    if warmup > epochs:
+        raise UserError(
+            f"--warmup-epochs {warmup}: the run has {epochs} epochs: give as many or fewer"
+        )
+    rate = args.lr
+    if rate is None:
+        rate = 0.4 if imagenet else 0.1
+        if args.optimizer == "adam":
+            rate = 0.001
+    if args.dataset == "imagefolder" and not args.data:
+        need = "with images in FOLDER/train/CLASS/ and FOLDER/test/CLASS/"
+        raise UserError(f"--dataset imagefolder needs --data FOLDER, {need}")
+    device = find_device(args.device)
+    if args.sync_bn and (device.type != "cuda" or not processes.started()):
+        example = "torchrun --nproc-per-node=8 exp_bn_only.py --sync-bn …"
+        raise UserError(f"--sync-bn is for one run on several GPUs: {example}")
+    if args.graph and device.type != "cuda":
+        raise UserError("--graph captures the step of one process on one GPU: leave it out here")
+    if args.tensorboard and not importlib.util.find_spec("tensorboard"):
+        raise UserError("--tensorboard needs TensorBoard: pip install tensorboard")
+    if args.precision == "bf16" and not speed.has_bf16(device):
+        instead = f"{speed.device_name(device)} does not calculate in bf16: use --precision fp32"
+        raise UserError(f"--precision bf16: {instead}")
+    return args.but(
+        train=spelling(args.train),
+        depth=depth,
+        epochs=epochs,
+        warmup_epochs=warmup,
+        batch_size=args.batch_size or (1024 if imagenet else 128),
+        lr=rate,
+        augment=args.augment or ("crop+flip" if args.dataset in AUGMENTED else "none"),
+        device=device,
+        precision=args.precision or ("bf16" if speed.has_bf16(device) else "fp32"),
+    )
+
+
+def find_device(name) -> torch.device:
+    """The device of --device. Raises UserError where this machine has none of the name."""
+    try:
+        if name == "auto":
+            name = "cuda" if torch.cuda.is_available() else "cpu"
+        device = torch.device(name)
+        if device == torch.device("cuda") and processes.started():
+            device = torch.device("cuda", processes.local_rank())
+        torch.zeros(1, device=device).tolist()
+        if device.type == "cuda" and device.index is not None:
+            # NCCL's broadcasts, streams and graphs take the current one
+            torch.cuda.set_device(device)
+        return device
+    except Exception:  # PyTorch raises a different kind for each device that is not there
+        there = ["cpu", *(f"cuda:{i}" for i in range(torch.cuda.device_count()))]
+        if torch.backends.mps.is_available():
+            there.append("mps")
+        message = f"--device {name} cannot be used: this machine has {', '.join(there)}"
+        raise UserError(message) from None
 
 
 def check_names(settings: type[Settings]) -> None:
@@ -78,16 +149,15 @@ def main_of(studies: dict[str, tuple], description: str, argv: list[str] | None 
         return main(study, settings, description, words[1:])
 
     def ask() -> int:
-        parser_for(None, description).parse_args(
-            [word for word in words if word in ("-h", "--help")]
-        )
+        asked = [word for word in words if word in ("-h", "--help")]
+        Parser(description).parse_args(asked)
         raise UserError(f"name the study first: {' or '.join(studies)} (--help explains)")
 
     return guarded(ask)
 
 
 def run_grid(wanted: list[Settings], run) -> tuple[int, list[Outcome]]:
-    """Makes each of the `wanted` runs by `run(args)`, as harness.runs.run_grid says, under its
+    """Makes each of the `wanted` runs by `run(args)`, as harness.runs.make_grid says, under its
     seed. Raises UserError where these leave out values of a list that the command line gave, and
     NothingToShow after a dry run, and where no run is finished."""
     for name, values in wanted[0].varied.items() if wanted else ():
@@ -96,7 +166,7 @@ def run_grid(wanted: list[Settings], run) -> tuple[int, list[Outcome]]:
         if name != "train" and asked and len(made) < len({*values}):
             lists = f"give the list to common.grid(…, {name}=args.varied[{name!r}])"
             raise UserError(f"this script makes no runs for all of --{name}s: {lists}")
-    code, outcomes = runs.run_grid(wanted, seeded(run))
+    code, outcomes = runs.make_grid(wanted, seeded(run))
     if not outcomes:
         raise NothingToShow(code)
     return code, outcomes
@@ -114,7 +184,7 @@ def seeded(run):
 
     def work(args: Settings) -> Outcome:
         seed_everything(args.seed)
-        outcome = run(args.but(made=set()))
+        outcome = run(args.but(fitted=set()))
         if not isinstance(outcome, Outcome):
             raise UserError("run(args) has to end with: return common.fit(…)")
         return outcome

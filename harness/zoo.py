@@ -77,8 +77,10 @@ class VisionTransformer(nn.Module):
     def inner_layers(self) -> list[nn.Module]:
         """Those that write what the LayerNorms read: two random entries of each of their channels
         are exactly as many as the LayerNorms have parameters."""
-        written = [[layer.self_attn.out_proj, layer.linear2] for layer in self.encoder.layers]
-        return [self.input, *(layer for pair in written for layer in pair)]
+        written = [self.input]
+        for layer in self.encoder.layers:
+            written += [layer.self_attn.out_proj, layer.linear2]
+        return written
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """(N, channels, H, W) to logits (N, classes)."""

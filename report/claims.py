@@ -5,11 +5,12 @@ from __future__ import annotations
 import itertools
 from collections.abc import Callable, Iterator
 from functools import partial
+from operator import attrgetter
 from typing import NamedTuple
 
 import pandas as pd
 
-from harness.runs import counted
+from harness.summaries import counted
 from report.features import change_by_pruning, distance, share_of_dead, share_of_small_gammas
 from report.registry import table
 from report.runs import FULL, USUAL
@@ -211,9 +212,7 @@ def cases_by_claim(runs: pd.DataFrame) -> Iterator[tuple[str, list[Case]]]:
         by_case = by_number.setdefault(int(finding.claim.rstrip("b")), {})
         by_case.setdefault((finding.claim, finding.case), []).append(finding)
     for _, by_case in sorted(by_number.items()):
-        speaking = [
-            max(found, key=lambda finding: finding.precedence) for found in by_case.values()
-        ]
+        speaking = [max(found, key=attrgetter("precedence")) for found in by_case.values()]
         cases = zip(by_case.values(), speaking, verdicts_on(speaking), strict=True)
         by_claim: dict[str, list[Case]] = {}
         for case in map(Case._make, cases):

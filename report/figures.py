@@ -20,7 +20,7 @@ from typing import NamedTuple
 import numpy as np
 import pandas as pd
 
-from harness.runs import counted
+from harness.summaries import counted
 from report.features import DEAD, SMALL
 from report.registry import figure
 from report.runs import FULL, START
@@ -148,7 +148,9 @@ def draw_lines(axis, sweep: pd.DataFrame, by: str) -> None:
 def settings_told(line: pd.DataFrame, settings: list[str]) -> list[str]:
     """What a legend says of `settings`; nothing of untrained networks, which have no recipe."""
     trained = line[line.train != "none"]
-    said = [(column, value) for column in settings for value in trained[column].iloc[:1]]
+    if trained.empty:
+        return []
+    said = [(column, trained[column].iloc[0]) for column in settings]
     return [told(column, value) for column, value in said if pd.notna(value)]
 
 
@@ -260,7 +262,7 @@ def deepest(runs: pd.DataFrame, *trains: str) -> Chosen | None:
     return choose([item for item in found if set(trains) <= set(item[1].train)], size)
 
 
-def tables_of(runs: pd.DataFrame, kind: str) -> list[pd.DataFrame]:
+def kept_tables(runs: pd.DataFrame, kind: str) -> list[pd.DataFrame]:
     """The tables that were kept beside `runs`: `channels` or `pruning`."""
     tables = [record.table(kind) for record in runs.record]
     return [table for table in tables if table is not None]
@@ -277,7 +279,8 @@ def learned(runs: pd.DataFrame) -> tuple[str, dict[str, list[pd.DataFrame]]] | N
     chosen = deepest(runs, "bn", "all")
     if chosen is None:
         return None
-    channels = {train: tables_of(cell, "channels") for train, cell in cells(chosen.sweep, "train")}
+    of_train = cells(chosen.sweep, "train")
+    channels = {train: kept_tables(cell, "channels") for train, cell in of_train}
     return (chosen.title, channels) if channels["bn"] and channels["all"] else None
 
 
@@ -357,7 +360,8 @@ def accuracy_depth(runs):
     for line in ours:
         for label, of_label in beside(runs, line):
             for depth, cell in cells(of_label, "depth"):
-                others[label if math.isnan(depth) else f"{label}, depth {depth:g}"] = cell
+                named = label if math.isnan(depth) else f"{label}, depth {depth:g}"
+                others[named] = cell
     if sweep.depth.nunique() < 2 and papers.empty and not others:
         return None
     about, differ = [first.dataset, scaled_to(first)], differing(sweep, "depth")
@@ -594,7 +598,7 @@ def living_gammas(runs):
     chosen = deepest(runs, "bn")
     if chosen is None:
         return None
-    channels = tables_of(chosen.sweep[chosen.sweep.train == "bn"], "channels")
+    channels = kept_tables(chosen.sweep[chosen.sweep.train == "bn"], "channels")
     if not channels:
         return None
     features = pd.concat(channels).dropna(subset="active")
@@ -656,7 +660,7 @@ def pruning(runs):
     shown = {"bn", "all", "bn+output", "gamma"} & set(chosen.sweep.train)
     for train in sorted(shown, key=rank):
         cell = chosen.sweep[chosen.sweep.train == train]
-        tables = [table.set_index("threshold").test_acc for table in tables_of(cell, "pruning")]
+        tables = [table.set_index("threshold").test_acc for table in kept_tables(cell, "pruning")]
         if tables:
             label = f"{train} ({counted(len(tables), 'seed')})"
             accuracies = pd.concat(tables, axis=1)

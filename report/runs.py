@@ -266,7 +266,7 @@ def native_size(dataset: str) -> str:
 def apart(rows: list[dict], measured: dict[str, set[str]]) -> list[dict]:
     """The `rows` in which what one experiment has `measured`, and for another is a setting, has
     another name, as it then has in `measured`."""
-    settings = {name for row in rows for name in set(row) - measured[row["experiment"]]}
+    settings = set().union(*(set(row) - measured[row["experiment"]] for row in rows))
     called: dict[str, dict[str, str]] = {}
     for experiment, names in measured.items():
         called[experiment] = {name: f"{name} (measured)" for name in names & settings}
@@ -346,7 +346,7 @@ def packed_epochs(runs: list[Run]) -> pd.DataFrame:
     """The rows of all `runs` as text: the columns that every run has, what experiments alone have
     measured where a run has it, and then the others that any run says something in."""
     tables = [keyed(run, run.text()) for run in runs]
-    measured = {column for table in tables for column in measured_alone(list(table))}
+    measured = set().union(*(measured_alone(list(table)) for table in tables))
     rows = pd.concat(tables).fillna("")
     others = [c for c in rows if c not in (*COLUMNS, *measured) and (rows[c] != "").any()]
     known = [column for column in OWN if column in others]

@@ -13,7 +13,7 @@ from typing import NamedTuple
 import pandas as pd
 from scipy import stats
 
-from harness.runs import counted
+from harness.summaries import counted
 
 ACCURACY = "test accuracy (%)"  # as tables and figures call it
 LEVEL = 0.95  # of intervals
@@ -195,7 +195,7 @@ class Within(NamedTuple):
     that it lies wholly outside against it."""
 
     margin: float
-    level: float = ONE_SIDE
+    level = ONE_SIDE  # of each of the two tests
 
     def p_values(self, difference: Difference) -> tuple[float, float]:
         """Of what speaks for it, and of what speaks against it; NaN of too few pairs."""

@@ -13,14 +13,13 @@ from pathlib import Path
 
 import pandas as pd
 
-from harness.runs import COLUMNS, OWN, counted
+from harness.runs import COLUMNS, COUNTS, MEASURES, OWN, WHERE
+from harness.summaries import counted
 from report.runs import START, USUAL, native_size
 
 # The columns that are no settings: names, measurements, where and by which version a run was made.
-NO_SETTINGS = (
-    "run seed params_total params_trained epoch train_loss train_acc val_loss val_acc test_loss"
-    " test_acc test_top5 seconds device threads torch commit status classes script data"
-).split()
+NO_SETTINGS = ["run", "seed", *COUNTS, "epoch", *MEASURES, *WHERE, "status", "classes"]
+NO_SETTINGS += ["script", "data"]
 RECIPE = (
     "val_fraction augment epochs batch_size optimizer lr momentum weight_decay schedule"
     " warmup_epochs"
@@ -53,11 +52,11 @@ def distinct(runs: pd.DataFrame) -> pd.DataFrame:
     of several versions of a user's, is an experiment of its own."""
     if runs.empty:
         return runs
-    if "script" in runs:  # the digest of a source that is not this collection's
-        versions = runs.groupby("experiment").script.transform("nunique")
-        edited = runs.script.notna() & ((versions > 1) | runs.experiment.isin([*OURS, *APART]))
-        version = runs.experiment + " " + runs.script.astype(object).fillna("")
-        runs = runs.assign(experiment=runs.experiment.mask(edited, version))
+    # `script`: the digest of a source that is not this collection's
+    versions = runs.groupby("experiment").script.transform("nunique")
+    edited = runs.script.notna() & ((versions > 1) | runs.experiment.isin([*OURS, *APART]))
+    version = runs.experiment + " " + runs.script.astype(object).fillna("")
+    runs = runs.assign(experiment=runs.experiment.mask(edited, version))
     ours = runs.experiment.isin(OURS) & runs.bn_weight.isna()
     runs = runs.assign(experiment=runs.experiment.mask(ours, ""))
     # of equal runs that which says most: a script may have measured more than another

@@ -16,7 +16,8 @@ from typing import NamedTuple
 import numpy as np
 import pandas as pd
 
-from harness.runs import counted, depth_label
+from harness.config import SCHEDULES
+from harness.summaries import counted, depth_label
 from report.features import (
     change_by_pruning,
     dead_among_small,
@@ -30,6 +31,7 @@ from report.features import (
     small_before_relu,
 )
 from report.registry import table
+from report.runs import START
 from report.stats import (
     ACCURACY,
     Difference,
@@ -44,7 +46,6 @@ from report.stats import (
     validation_accuracy,
 )
 from report.sweeps import (
-    START,
     at_chance,
     at_own_rate,
     beside,
@@ -84,7 +85,7 @@ class Table(NamedTuple):
     rows: list[dict]
     across: str = ""
     value: str = ACCURACY
-    columns: list = ()
+    columns: list | tuple = ()
     note: str = ""
 
     def shown(self) -> pd.DataFrame:
@@ -140,7 +141,6 @@ def parameters(runs):
     shown = runs[((runs.experiment == "") | of_users(runs)) & ~random_sweep(runs)]
     for dataset, of_dataset in shown.groupby("dataset"):
         rows, papers, of_dataset = [], published(dataset, "params"), labelled(of_dataset)
-        of_dataset = of_dataset.assign(hidden=of_dataset.get("hidden"))
         shape = ("arch", "width", "depth", "hidden")
         totals = of_dataset.groupby(list(shape), dropna=False).params_total.transform("nunique")
         of_dataset = of_dataset.assign(several=totals > 1)
@@ -190,8 +190,8 @@ def accuracy(runs):
             for source, points in of_label.groupby(of_label.source + ", " + of_label.dataset):
                 theirs = dict(zip(points.depth, points.value, strict=True))
                 about = points.depth[points.note.fillna("").str.startswith("about")]
-                shown = {d: f"about {v:g}" if d in set(about) else v for d, v in theirs.items()}
-                rows += accuracy_rows(label, source, shown)
+                figures = {d: f"about {v:g}" if d in set(about) else v for d, v in theirs.items()}
+                rows += accuracy_rows(label, source, figures)
                 both = [depth for depth in ours if depth in theirs]
                 gaps = {depth: signed(ours[depth].mean - theirs[depth], 1) for depth in both}
                 rows += accuracy_rows(label, f"ours − {source}", gaps)
@@ -744,8 +744,7 @@ def recipes(runs):
                 ACCURACY: Mean.of(cell),
             }
             rows.append(row)
-        usual = ["step", "cosine", "linear-cosine", "restarts", "exponential", "constant"]
-        columns = [*usual, *sorted(set(sweep.schedule) - set(usual))]
+        columns = [*SCHEDULES, *sorted(set(sweep.schedule) - {*SCHEDULES})]
         yield Table(f"{title}, {sweep.train.iloc[0]}", rows, across="schedule", columns=columns)
 
 

@@ -220,7 +220,7 @@ def powers(*words) -> Powers:
 
 def test_reports_average_over_seeds_alone(capsys):
     args = powers("--power", "1", "2", "--seed", "0", "1", "--norm", "bn")
-    code, outcomes = records.run_grid(common.grid(args), exp_norms.run)
+    code, outcomes = records.make_grid(common.grid(args), exp_norms.run)
     for table in common.tables_of(outcomes, args, "depth", "train", "norm", "lr"):
         exp_norms.report(table)
     told = re.sub(r"\d+\.\d ± \d+\.\d", "ACCURACY", capsys.readouterr().out)

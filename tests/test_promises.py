@@ -271,7 +271,7 @@ def test_a_dry_run_that_fails_stops_no_other_run(capsys):
             raise MemoryError
         return run_of(args)
 
-    code, outcomes = records.run_grid(grid, work)
+    code, outcomes = records.make_grid(grid, work)
     assert code == 1 and len(outcomes) == 1
     assert "out of memory" in capsys.readouterr().err
 

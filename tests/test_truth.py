@@ -21,7 +21,7 @@ from harness.config import flag, parser_for, recorded
 from harness.errors import UserError
 from harness.source import source_of
 from harness.files import read_checkpoint
-from harness.parts import materialise
+from harness.checks import materialise
 from harness.runs import possible
 from tests.helpers import HERE, Forked, arguments, files, forked, image_folder, one_line, rows
 from tests.test_copies import BUILT, PLAIN, SMALL, made, script
@@ -299,7 +299,7 @@ def test_the_activity_behind_a_layer_norm_is_that_of_its_channels():
 def test_a_list_of_a_flag_keeps_its_borders():
     @dataclass
     class Settings(common.Settings):
-        parts: list = flag(["a"], "names", several=True)
+        parts: list = flag(["a"], "names")
 
     lists = (["a-b", "c"], ["a", "b-c"], ["a-b"], ["a", "b"], ["a-b,c"], ['["a"', "b"])
     cells = {recorded(Settings(parts=parts))["parts"] for parts in lists}

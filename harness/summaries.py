@@ -1,0 +1,67 @@
+"""What a grid's runs say together, and how a number is told."""
+
+from __future__ import annotations
+
+import math
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from harness.config import Settings
+    from harness.runs import Outcome
+
+
+def duration(seconds: float) -> str:
+    if seconds < 120:
+        return f"{seconds:.0f} seconds"
+    return f"{seconds / 60:.0f} minutes" if seconds < 7200 else f"{seconds / 3600:.1f} hours"
+
+
+def table_of(outcomes: list[Outcome], choose=lambda rows: rows[-1]):
+    """The last row, or the one that `choose` takes, of each run, as a pandas table."""
+    import pandas as pd
+
+    table = pd.DataFrame([outcome.defaults | choose(outcome.rows) for outcome in outcomes])
+    numbers = ("depth", "width", "seed", "params_trained", "test_acc", "val_acc")
+    for column in numbers:
+        table[column] = pd.to_numeric(table[column])
+    return table
+
+
+def tables_of(outcomes: list[Outcome], args: Settings, *columns: str):
+    """`table_of`, as one table for each value of what the grid of `args` varies beside the
+    `columns` that a script's report tells apart: only over seeds is anything averaged."""
+    table = table_of(outcomes)
+    several = [name for name, values in args.varied.items() if len(values) > 1]
+    others = [name for name in several if name in table and name not in (*columns, "seed")]
+    if not others:
+        yield table
+        return
+    for values, rows in table.groupby(others, sort=False, dropna=False):
+        told = (f"{name} {value}" for name, value in zip(others, values, strict=True))
+        print(f"\n{', '.join(told)}:")
+        yield rows
+
+
+def counted(number: float, what: str) -> str:
+    """1 run, 2 runs."""
+    return f"{number:,.0f} {what}" + ("" if number == 1 else "s")
+
+
+def depth_label(depth: float) -> str:
+    """A depth, which a network may not have, as a table shows it."""
+    return "no depth" if math.isnan(depth) else f"depth {depth:g}"
+
+
+def shape_label(depth: float, width: float = math.nan) -> str:
+    """Depth and width, as far as a network has them, as a report shows them."""
+    return depth_label(depth) + ("" if math.isnan(width) else f", width {width:g}")
+
+
+def mean_and_deviation(accuracies) -> str:
+    """A pandas series of accuracies as a table shows it: mean ± sample standard deviation (number
+    of seeds)."""
+    n = len(accuracies)
+    if n == 0:
+        return "not run"
+    spread = f" ± {accuracies.std():.1f}" if n > 1 else ""
+    return f"{accuracies.mean():.1f}{spread} ({n})"
