@@ -226,9 +226,10 @@ def network():
     return common.build_model(args, common.load_data(args))
 
 
-def test_one_number_of_random_entries_is_given(network):
+@pytest.mark.parametrize("other", ["random:4", "random:2"])
+def test_one_number_of_random_entries_is_given_once(network, other):
     with pytest.raises(UserError, match="one random:K"):
-        common.freeze(network, "random:2+random:4")
+        common.freeze(network, f"random:2+{other}")
 
 
 @pytest.mark.parametrize("called", ["bn+output", "random:2", "all-conv+bn", "none"])

@@ -92,6 +92,20 @@ def test_a_step_of_every_variant_of_the_bench_equals_the_plain_ones(train, quick
             assert torch.allclose(p, found, rtol=1e-4, atol=1e-5), (last, name)
 
 
+def test_memory_is_kept_by_runs_and_not_by_the_plain_loop(monkeypatch):
+    """build_model kept it for both, and the plain loop was the faster for it."""
+    kept = []
+    monkeypatch.setattr(speed, "keep_memory", kept.append)
+    args, before = bench_arguments("--depths", 8), bench.EAGER[: bench.EAGER.index("memory kept")]
+    bench.build(args, None)
+    bench.build(args, before)
+    assert not kept
+    bench.build(args, (*before, "memory kept"))
+    assert len(kept) == 1
+    run("--depth", 8, "--epochs", 1)
+    assert len(kept) == 2
+
+
 def test_the_bench_measures_every_variant(monkeypatch, capsys):
     def here(n, threads, measure, *arguments):
         return [measure(*arguments) for _ in range(n)]
