@@ -44,7 +44,7 @@ from harness.recording import network_columns, own_measures
 from harness.runs import Outcome, Plan, Run, dataset_name, is_finite, name_run, out_of_time
 from harness.speed import exact_weights, frozen_in
 from harness.telling import summarise, warn_of_unused
-from harness.zoo import DEPTHS, imagenet_resnet, vgg
+from harness.zoo import imagenet_resnet, vgg
 
 # Not used here, but by experiments: their flags, their start, a grid's runs.
 from harness.config import ALWAYS, AUGMENTED, NEVER, changed, command, flag, number  # noqa: F401
@@ -262,11 +262,7 @@ def build_model(args: Settings, data: Data, build=network) -> nn.Module:
         materialise(model, data.size)
     initialise(model, args.seed, noted.gamma_init, noted.beta_init, noted.weight_init)
     note_start(model)
-    model._origin = Origin(args.seed, read=noted.read)
-    if build is not network and args.arch in DEPTHS:  # else of --arch, if a script's own: mlp, vit
-        name = getattr(build, "__name__", "<lambda>")
-        model._origin.name = type(model).__name__ if name == "<lambda>" else name
-        model._origin.flags = {"arch": args.arch, "depth": args.depth, "width": args.width}
+    model._origin = Origin.of(model, args, noted.read, None if build is network else build)
     # channels_last is of four dimensions, and a 3D convolution's weight has five
     has_3d = any(parameter.dim() > 4 for parameter in model.parameters())
     layout = torch.preserve_format if has_3d else torch.channels_last

@@ -243,7 +243,9 @@ def compare(args):
         words = {word.removeprefix("all-") for word in train.split("+")}
         of_norm = {"bn", "norm", "gamma", "beta"} & words
         if bn == "none" and of_norm and len(places) > 1:
-            continue  # without BatchNorm there is no γ to train beside the other choices
+            note = f"note: without BatchNorm there is no γ: no --bn none --train {train}"
+            print(note, file=sys.stderr)
+            continue
         runs += common.grid(args, bn=[bn], train=[train], seed=args.varied["seed"])
     code, outcomes = common.run_grid(runs, run)
     for rows in common.tables_of(outcomes, args, "bn", "train"):

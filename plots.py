@@ -287,7 +287,7 @@ def make(args, runs: pd.DataFrame, measured: pd.DataFrame) -> None:
     asked = {name: entry for name, entry in FIGURES.items() if name in (args.only or FIGURES)}
     read = {entry.source for entry in asked.values()}
     drawn = {source: sources[source].map(without_formulas) for source in read}
-    formats, made = set(args.format), []
+    formats, made, missing = set(args.format), [], []
     for name, entry in TABLES.items():
         if name not in (args.only or TABLES):
             continue
@@ -298,12 +298,14 @@ def make(args, runs: pd.DataFrame, measured: pd.DataFrame) -> None:
             write_table(name, parts, args.out / "tables", formats, in_full)
             made.append((f"[{name}]({name}.md)", caption(name, TABLES)))
         else:
-            print(f"table {name}: not run yet: python {entry.command}")
+            missing.append(f"table {name}: not run yet: python {entry.command}")
     for name, entry in asked.items():
         if draw_figures(name, drawn[entry.source], args.out / "figures", formats):
             made.append((f"figure {name}", caption(name, FIGURES)))
         else:
-            print(f"figure {name}: not run yet: python {entry.command}")
+            missing.append(f"figure {name}: not run yet: python {entry.command}")
+    if missing:
+        print("\n".join(missing))
     if made and "md" in formats and not args.only:
         index = pd.DataFrame(made, columns=["table or figure", "what it shows"])
         path = args.out / "tables" / "index.md"

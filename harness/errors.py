@@ -7,7 +7,7 @@ import errno
 import signal
 import sys
 from collections.abc import Callable
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 
 
@@ -54,7 +54,9 @@ def cannot_write(folder: Path, error: OSError, instead: str) -> UserError | RunE
 
 
 def warn(message: str) -> None:
-    print(f"warning: {printable(message)}", file=sys.stderr)
+    tqdm = sys.modules.get("tqdm")  # whose bars leave the line to it
+    with tqdm.tqdm.external_write_mode(file=sys.stderr) if tqdm else nullcontext():
+        print(f"warning: {printable(message)}", file=sys.stderr)
 
 
 def printable(text: str) -> str:

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import hashlib
 import re
+from collections.abc import Callable
 from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
 
 import torch
 from torch import nn
@@ -12,6 +14,10 @@ from torch import nn
 from harness.entries import RandomEntries
 from harness.errors import UserError
 from harness.norms import BATCHNORM, NORMS
+from harness.zoo import DEPTHS
+
+if TYPE_CHECKING:
+    from harness.config import Settings
 
 # Those whose weight has a row for each output channel; of a transposed convolution it has none.
 LAYERS = (nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.Linear)
@@ -34,6 +40,18 @@ class Origin:
     flags: dict = field(default_factory=dict)  # --arch, --depth, --width, where `name` is recorded
     left_trainable: frozenset[str] = frozenset()  # by `freeze`, names of parameters
     called: str = ""  # what these are called
+
+    @classmethod
+    def of(cls, model: nn.Module, args: Settings, read: dict, build: Callable | None) -> Origin:
+        """Of a network that was made of the settings `read`, by a `build` of one's own or not. One
+        of one's own is called as the script's own --arch says, else as its function or class. (The
+        MLPs, LeNet-5 and transformers of our own scripts are no networks of one's own.)"""
+        known = cls(args.seed, read=read)
+        if build and (args.arch in DEPTHS or args.process.source):
+            name = getattr(build, "__name__", "<lambda>") if args.arch in DEPTHS else args.arch
+            known.name = type(model).__name__ if name == "<lambda>" else name
+            known.flags = {"arch": args.arch, "depth": args.depth, "width": args.width}
+        return known
 
 
 def origin(model: nn.Module) -> Origin:
@@ -133,7 +151,7 @@ def words(model: nn.Module) -> dict[str, set[str]]:
     return found | others | {"all": everything, "none": set()}
 
 
-OWN_NORM = " (a normalisation inherits from one of PyTorch's or from harness.norms.ScaleShift)"
+OWN_NORM = " (a normalisation of one's own inherits from one of PyTorch's or from ScaleShift)"
 RANDOM = re.compile(r"random:([1-9]\d*|all)")
 
 
@@ -182,14 +200,20 @@ def note_start(model: nn.Module) -> None:
             setting = "weight_init"
         else:
             continue
-        parameter.started = setting, sums_of(parameter)
+        parameter.started = setting, digest_of_values(parameter)
 
 
 def redrawn(model: nn.Module) -> set[str]:
     """Of --weight-init, --gamma-init and --beta-init those that are no longer true, since a script
     has drawn over what `note_start` saw."""
     noted = [(p, *p.started) for p in model.parameters() if hasattr(p, "started")]
-    return {setting for p, setting, sums in noted if sums_of(p) != sums}
+    return {setting for p, setting, digest in noted if digest_of_values(p) != digest}
+
+
+def digest_of_values(tensor: torch.Tensor) -> bytes:
+    """Of the values bit for bit, however they lie in memory, where a sum would round otherwise."""
+    values = tensor.detach().cpu().contiguous().flatten()
+    return hashlib.sha256(values.view(torch.uint8).numpy()).digest()
 
 
 def sums_of(tensor: torch.Tensor) -> tuple[float, float]:

@@ -432,11 +432,18 @@ class Member:
     there: Outcome | None = None
     plan: Plan | None = None
 
-    def look(self, name: Name) -> None:
-        """Notes the run of this name, if one is there that is over."""
-        found = Run(self.args, name, {}, {})
+    def look(self) -> None:
+        """Notes what is there of it, if it is over."""
+        found = Run(self.args, self.name(), {}, {})
         found.rows = found.read_rows()
         self.there = found.outcome(again=True) if found.is_over else None
+
+    def name(self) -> Name:
+        """As its plan knows it, if it has one, of a network or data of one's own, too."""
+        if not self.plan:
+            return name_run(self.args)
+        true = self.plan.settings.but(seed=self.args.seed)
+        return name_run(true, self.plan.data)
 
     @property
     def is_left(self) -> bool:
@@ -458,15 +465,14 @@ def make_grid(runs: list[Settings], run) -> tuple[int, list[Outcome]]:
     if dry_run and not rank_zero():
         return 0, []
     for member in members:
-        member.look(name_run(member.args))
+        member.look()
     missing = [member for member in members if member.is_left]
     if not dry_run:
         check_data([member for member in members if not member.is_left], run)
     plan_each(missing, run)
     for member in missing:
-        if member.plan:  # of a network or data of one's own the name is known by now
-            true = member.plan.settings.but(seed=member.args.seed)
-            member.look(name_run(true, member.plan.data))
+        if member.plan:
+            member.look()
     left = [member for member in missing if member.is_left]
     done, total = len(members) - len(left), counted(len(members), "run")
     seconds = sum(member.plan.seconds for member in left if member.plan)
@@ -535,13 +541,11 @@ def make(left: list[Member], total: int, run) -> list[str]:
     failed, locked, quiet = [], [], not left or left[0].args.quiet
     with grid_bar(total=total, initial=total - len(left), disable=quiet) as bar:
         for member in itertools.chain(left, locked):  # those that were locked get a second look
-            args, told = member.args, told_in_a_grid(member.args)
+            args, told = member.args, told_in_a_grid(member)
             bar.set_description_str(told)
             try:
                 outcome = member.there = run(args.but(quiet=True))
                 if outcome.finished and not quiet:
-                    # only now is the name of a network of one's own known
-                    told = told_in_a_grid(args, outcome.csv.stem)
                     bar.write(f"{told}: {float(outcome.rows[-1]['test_acc']):.2f} %")
             except Locked as error:
                 if member not in locked:
@@ -554,7 +558,7 @@ def make(left: list[Member], total: int, run) -> list[str]:
                 line = in_one_line(error)
                 if line is None:
                     raise
-                failed.append(printable(f"{name_run(args).run} ({line})"))
+                failed.append(printable(f"{member.name().run} ({line})"))
             if out_of_time(args) and member is not left[-1]:
                 print("stopped at the time limit: the same command goes on from here")
                 break
@@ -562,13 +566,12 @@ def make(left: list[Member], total: int, run) -> list[str]:
     return failed
 
 
-def told_in_a_grid(args: Settings, name: str = "") -> str:
-    """A run's name, by its settings or as given, and those settings that its grid varies and the
-    name does not show."""
-    in_name = ("arch", "depth", "width", "train", "seed")
+def told_in_a_grid(member: Member) -> str:
+    """A run's name, and those settings that its grid varies and the name does not show."""
+    args, in_name = member.args, ("arch", "depth", "width", "train", "seed")
     varied = [key for key, values in args.varied.items() if len(values) > 1 and key not in in_name]
     told = ", ".join(f"{key} {getattr(args, key)}" for key in varied)
-    name = name or name_run(args).run
+    name = member.name().run
     return f"{name} ({told})" if told else name
 
 

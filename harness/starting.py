@@ -18,6 +18,7 @@ from harness.errors import NothingToShow, Parser, UserError, guarded
 from harness.parts import spelling
 from harness.runs import ADDED, COLUMNS, Outcome
 from harness.source import script_of
+from harness.summaries import counted
 from harness.zoo import DEPTHS, check_depth
 
 
@@ -48,9 +49,8 @@ def resolved(args: Settings) -> Settings:
     if warmup is None:
         warmup = math.ceil(epochs * 5 / 90) if imagenet else 0
     if warmup > epochs:
-        raise UserError(
-            f"--warmup-epochs {warmup}: the run has {epochs} epochs: give as many or fewer"
-        )
+        have = counted(epochs, "epoch")
+        raise UserError(f"--warmup-epochs {warmup}: the run has {have}: give as many or fewer")
     rate = args.lr
     if rate is None:
         rate = 0.4 if imagenet else 0.1

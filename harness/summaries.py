@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import math
 from typing import TYPE_CHECKING
 
@@ -17,14 +18,15 @@ def duration(seconds: float) -> str:
 
 
 def table_of(outcomes: list[Outcome], choose=lambda rows: rows[-1]):
-    """The last row, or the one that `choose` takes, of each run, as a pandas table."""
+    """The last row, or the one that `choose` takes, of each run, as a pandas table, whose columns
+    are numbers where all that is in them is, and text elsewhere."""
     import pandas as pd
 
     table = pd.DataFrame([outcome.defaults | choose(outcome.rows) for outcome in outcomes])
-    numbers = ("depth", "width", "seed", "params_trained", "test_acc", "val_acc")
-    for column in numbers:
-        table[column] = pd.to_numeric(table[column])
-    return table
+    # as pandas.read_csv has the runs; a digest is text, also one of digits alone
+    digests = dict.fromkeys(["run", "script", "data", "commit"], str)
+    as_csv = io.StringIO(table.to_csv(index=False))
+    return pd.read_csv(as_csv, dtype=digests, keep_default_na=False, na_values=[""])
 
 
 def tables_of(outcomes: list[Outcome], args: Settings, *columns: str):
@@ -37,7 +39,8 @@ def tables_of(outcomes: list[Outcome], args: Settings, *columns: str):
         yield table
         return
     for values, rows in table.groupby(others, sort=False, dropna=False):
-        told = (f"{name} {value}" for name, value in zip(others, values, strict=True))
+        cells = ("" if value != value else value for value in values)  # of NaN
+        told = (f"{name} {cell}" for name, cell in zip(others, cells, strict=True))
         print(f"\n{', '.join(told)}:")
         yield rows
 
