@@ -39,7 +39,7 @@ def tables_of(outcomes: list[Outcome], args: Settings, *columns: str):
         yield table
         return
     for values, rows in table.groupby(others, sort=False, dropna=False):
-        cells = ("" if value != value else value for value in values)  # of NaN
+        cells = ("" if value != value else value for value in values)  # NaN is an empty one
         told = (f"{name} {cell}" for name, cell in zip(others, cells, strict=True))
         print(f"\n{', '.join(told)}:")
         yield rows
