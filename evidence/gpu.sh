@@ -1,11 +1,11 @@
 #!/usr/bin/env bash
-# The first half hour on a GPU, unattended. What it finds goes to $OUT (default gpu/): one log for
-# each step, the records of bench.py and of the runs. A step that fails does not stop the next.
+# The first measurements on a GPU, unattended. What they find goes to $OUT (default gpu/): a log of
+# each command, the records of bench.py and of the runs. One that fails does not stop the next.
 #
 #     bash evidence/gpu.sh                      # all steps
 #     bash evidence/gpu.sh tests speed          # these
-#     MINUTES=5 bash evidence/gpu.sh runs       # the runs, as far as they come in five minutes;
-#                                               # the same command goes on
+#     MINUTES=5 bash evidence/gpu.sh runs       # the four runs, each as far as it comes in five
+#                                               # minutes; the same command goes on
 #
 # Without a GPU it is a rehearsal: the tests are skipped, the rest is made small on the CPU.
 set -uo pipefail

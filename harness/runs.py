@@ -455,7 +455,7 @@ def make_grid(runs: list[Settings], run) -> tuple[int, list[Outcome]]:
     that walks the same list, in another terminal, a Slurm array or after a crash, makes the others.
 
     A run that fails does not stop the rest, and is named at the end. Returns the exit code, 1 where
-    a run failed or diverged, and what is there of every run."""
+    a run failed or diverged, and the outcomes of the runs that are finished."""
     from harness.processes import rank_zero
 
     if not runs:
