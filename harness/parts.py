@@ -47,9 +47,12 @@ class Origin:
         of one's own is called as the script's own --arch says, else as its function or class. (The
         MLPs, LeNet-5 and transformers of our own scripts are no networks of one's own.)"""
         known = cls(args.seed, read=read)
-        if build and (args.arch in DEPTHS or args.process.source):
-            name = getattr(build, "__name__", "<lambda>") if args.arch in DEPTHS else args.arch
+        if build and args.arch in DEPTHS:
+            name = getattr(build, "__name__", "<lambda>")
             known.name = type(model).__name__ if name == "<lambda>" else name
+        elif build and args.process.source:
+            known.name, known.read = args.arch, read | {"arch": args.arch}
+        if known.name:
             known.flags = {"arch": args.arch, "depth": args.depth, "width": args.width}
         return known
 

@@ -254,6 +254,16 @@ def build(args, data):
     assert predict.main([checkpoint, "--dataset", "digits"]) == 0
 
 
+def test_a_copys_own_arch_has_its_part():
+    copied = Path(common.__file__).with_name("exp_norms.py").read_text()
+    Path("exp_copied.py").write_text(copied + "# mine\n")
+    words = "--dataset digits --epochs 1 --quiet --seeds 0 --device cpu".split()
+    shown = forked("exp_copied.py", *words, "--arch", "mlp", "--norm", "none", "--train", "bias")
+    assert "warning" not in shown.err
+    (path,) = Path("results/copied").glob("mlp-digits-bias-*[0-9a-f].csv")
+    assert rows(path)[0]["hidden"] == "512-512-512"
+
+
 def test_a_grids_table_has_numbers_where_its_columns_are_numbers():
     text = """
 @dataclass
