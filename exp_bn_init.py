@@ -175,7 +175,6 @@ def report_davis_frank(rows):
 
     print("\ntest accuracy in % at the best validation epoch, mean ± sample standard deviation")
     print("(seeds); one-sided paired t-test against the first line")
-    rows = rows.astype({"bn_weight": float, "c": float})
     keys = list(BASELINE)
     table = rows.pivot_table(index="seed", columns=keys, values="test_acc", sort=False)
     baseline = tuple(BASELINE.values())

@@ -239,7 +239,7 @@ def report(rows):
     print("\ntest accuracy in %, mean ± sample standard deviation (seeds)")
     settings = ["depth", "train", "norm", "lr"]
     for (depth, train, norm, rate), cell in rows.groupby(settings, sort=False, dropna=False):
-        named = f"{common.shape_label(depth)}, {train}, {norm}, rate {float(rate):g}"
+        named = f"{common.shape_label(depth)}, {train}, {norm}, rate {rate:g}"
         chosen = ""
         if cell.val_acc.notna().all():
             chosen = f"validation {cell.val_acc.mean():.1f}"

@@ -11,7 +11,6 @@ import torch
 from torch import nn
 
 from harness.errors import Damaged
-from harness.parts import sums_of
 
 
 def pack(tensors: dict[str, torch.Tensor]) -> dict:
@@ -56,7 +55,8 @@ def trained(model: nn.Module) -> dict[str, nn.Parameter]:
 def fingerprint(model: nn.Module) -> torch.Tensor:
     """Sum and sum of magnitudes of each frozen tensor, float64 (n, 2): tells random starts apart,
     and ignores their last bits, in which processors differ."""
-    sums = [sums_of(p) for p in model.parameters() if not p.requires_grad]
+    frozen = (p.detach().cpu().double() for p in model.parameters() if not p.requires_grad)
+    sums = [(values.sum().item(), values.abs().sum().item()) for values in frozen]
     return torch.tensor(sums, dtype=torch.float64).reshape(-1, 2)
 
 

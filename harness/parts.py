@@ -219,12 +219,6 @@ def digest_of_values(tensor: torch.Tensor) -> bytes:
     return hashlib.sha256(values.view(torch.uint8).numpy()).digest()
 
 
-def sums_of(tensor: torch.Tensor) -> tuple[float, float]:
-    """Sum and sum of magnitudes, which tell random starts apart."""
-    values = tensor.detach().cpu().double()
-    return values.sum().item(), values.abs().sum().item()
-
-
 def trainable(model: nn.Module) -> frozenset[str]:
     return frozenset(name for name, _, parameter in owned(model) if parameter.requires_grad)
 
