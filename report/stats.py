@@ -46,8 +46,8 @@ class Mean(NamedTuple):
     def text(self, digits: int) -> str:
         if not self.seeds:
             return ""
-        spread = f" ± {self.sd:.{digits}f}" if self.seeds > 1 else ""
-        return f"{self.mean:.{digits}f}{spread} ({self.seeds})"
+        spread = f" ± {rounded(self.sd, digits)}" if self.seeds > 1 else ""
+        return f"{rounded(self.mean, digits)}{spread} ({self.seeds})"
 
 
 class SmallMean(Mean):
@@ -89,10 +89,16 @@ class Difference(NamedTuple):
         return text
 
 
+def rounded(value: float, digits: int, sign: str = "") -> str:
+    """`value` with so many digits after the point. The order in which a mean is summed moves its
+    last bits, which do not decide between two numbers that are equally near."""
+    return f"{round(value, 9):{sign}.{digits}f}"
+
+
 def signed(value: float, digits: int) -> str:
     """`value` with its sign, also where it is rounded to zero, and so many digits after the
     point."""
-    return f"{value + 0:+.{digits}f}".replace("-", "−")  # + 0: zero itself has no minus
+    return rounded(value + 0, digits, sign="+").replace("-", "−")  # + 0: zero has no minus
 
 
 # ------------------------------------------------------------------------------------- differences

@@ -78,8 +78,8 @@ from report.sweeps import (
 
 
 class Table(NamedTuple):
-    """Rows, as dictionaries, under a title. Where `across` names a column, its values become
-    columns, in the order of `columns`, and show `value`."""
+    """Rows, as dictionaries, under a title, which says what `titled` names. Where `across` names a
+    column, its values become columns, in the order of `columns`, and show `value`."""
 
     title: str
     rows: list[dict]
@@ -87,6 +87,7 @@ class Table(NamedTuple):
     value: str = ACCURACY
     columns: list | tuple = ()
     note: str = ""
+    titled: str = "recipe"
 
     def shown(self) -> pd.DataFrame:
         """As a reader sees it: everything is text, what is missing is empty."""
@@ -105,7 +106,7 @@ class Table(NamedTuple):
         """As a program reads it: a column for each part of a mean or a difference."""
         rows = []
         for row in self.rows:
-            parts = {"recipe": self.title}
+            parts = {self.titled: self.title}
             for key, value in row.items():
                 if isinstance(value, Mean | Difference):
                     parts |= {f"{key}: {part}": x for part, x in value._asdict().items()}

@@ -195,6 +195,16 @@ def test_each_depth_is_compared_with_the_shallowest():
     assert found["depth 56 − depth 14"] == "open (1 seed)"
 
 
+def test_a_claims_case_on_two_data_sets_is_two_rows_told_apart():
+    for dataset in ("digits", "mnist"):
+        for seed in range(3):
+            pretend(seed, 40 + 0.1 * seed, train="bn", depth=14, dataset=dataset)
+            pretend(seed, 45, train="bn", depth=32, dataset=dataset)
+    verdicts()
+    table = pd.read_csv("out/tables/claims.csv").query("case == 'depth 32 − depth 14'")
+    assert table["data set"].tolist() == ["digits", "mnist"]
+
+
 def test_kinds_of_normalisation_are_compared_each_at_its_best_rate(capsys):
     """The best by the validation split: BatchNorm's rate is 0.1, that of `none` 0.3."""
     for seed in range(3):
@@ -461,6 +471,13 @@ def test_davis_frank_is_judged_by_a_one_sided_paired_test():
     assert at_the_end == "confirmed (3 of 10 seeds)"
     tests = f"one-sided p = {p:.3g}, two-sided {2 * p:.3g}, 2 comparisons"
     assert verdict == f"confirmed ({tests}; 3 of 10 seeds)"
+
+
+def test_the_order_of_a_sum_does_not_decide_how_a_mean_is_rounded():
+    """Ten times the float nearest 0.1 is 1, and their sum is one bit below."""
+    exact, summed = 0.75, sum([0.1] * 10) * 0.75
+    assert summed < exact
+    assert str(stats.Mean(summed, math.nan, 1)) == str(stats.Mean(exact, math.nan, 1)) == "0.8 (1)"
 
 
 def difference(*values) -> stats.Difference:
