@@ -186,20 +186,18 @@ def accuracy(runs):
         for label in sorted(set(sweep.label), key=rank):
             trained = sweep[sweep.label == label]
             ours = {depth: Mean.of(cell) for depth, cell in cells(trained, "depth")}
-            rows += accuracy_rows(label, "ours", ours)
+            rows += accuracy_rows(ours, trained=label, source="ours")
             of_label = papers[papers.train == label]
             for source, points in of_label.groupby(of_label.source + ", " + of_label.dataset):
                 theirs = dict(zip(points.depth, points.value, strict=True))
-                about = points.depth[points.note.fillna("").str.startswith("about")]
-                figures = {d: f"about {v:g}" if d in set(about) else v for d, v in theirs.items()}
-                rows += accuracy_rows(label, source, figures)
+                rows += accuracy_rows(as_published(points), trained=label, source=source)
                 both = [depth for depth in ours if depth in theirs]
                 gaps = {depth: signed(ours[depth].mean - theirs[depth], 1) for depth in both}
-                rows += accuracy_rows(label, f"ours − {source}", gaps)
+                rows += accuracy_rows(gaps, trained=label, source=f"ours − {source}")
         if not of_users(sweep).all():
             for label, cell in beside(runs, sweep):
                 means = {depth: Mean.of(of_depth) for depth, of_depth in cells(cell, "depth")}
-                rows += accuracy_rows(label, "ours", means)
+                rows += accuracy_rows(means, trained=label, source="ours")
                 depths |= set(cell.depth.dropna())
         columns = [*map(depth_label, sorted(depths)), depth_label(math.nan)]
         yield Table(title, rows, across="depth", columns=columns)
@@ -210,9 +208,36 @@ def main_first(sweep: pd.DataFrame) -> tuple:
     return sweep.dataset.iloc[0], -sweep.epochs.max(), -len(sweep)
 
 
-def accuracy_rows(label: str, source: str, by_depth: dict) -> list[dict]:
-    row = {"trained": label, "source": source}
+def accuracy_rows(by_depth: dict, **row) -> list[dict]:
     return [row | {"depth": depth_label(d), ACCURACY: value} for d, value in by_depth.items()]
+
+
+def as_published(points: pd.DataFrame) -> dict:
+    """Figures by depth, "about" where the paper has no more."""
+    about = points.note.fillna("").str.startswith("about")
+    values = [f"about {v:g}" if a else v for v, a in zip(points.value, about, strict=True)]
+    return dict(zip(points.depth, values, strict=True))
+
+
+@table("exp_depth_width.py --dataset digits --widths 1")
+def depths(runs):
+    """γ and β alone by depth: a row for each size of the images and recipe that several depths
+    have, beside the published figures."""
+    alone = resnets(usual_start(runs)).query("width == 1 and train == 'bn'")
+    for dataset, of_dataset in alone.groupby("dataset"):
+        rows, shown = [], set()
+        for title, sweep in sorted(sweeps(of_dataset, "depth"), key=lambda item: -len(item[1])):
+            if sweep.depth.nunique() > 1:
+                means = {depth: Mean.of(cell) for depth, cell in cells(sweep, "depth")}
+                recipe = title.removeprefix(f"{dataset}, ")
+                rows += accuracy_rows(means, source=f"ours, {recipe}")
+                shown |= set(means)
+        if rows:
+            papers = published(dataset).query("arch == 'resnet' and width == 1 and train == 'bn'")
+            for source, points in papers.groupby(papers.source + ", " + papers.dataset):
+                rows += accuracy_rows(as_published(points), source=source)
+            columns = list(map(depth_label, sorted({*shown, *papers.depth})))
+            yield Table(dataset, rows, across="depth", columns=columns, titled="data set")
 
 
 @table("exp_bn_only.py --dataset digits --train all")
