@@ -195,6 +195,19 @@ def test_each_depth_is_compared_with_the_shallowest():
     assert found["depth 56 − depth 14"] == "open (1 seed)"
 
 
+def test_the_papers_table_has_each_size_beside_the_published_figures():
+    for depth, accuracy in ((14, 37), (110, 46)):
+        for size, gain in (("8x8", 0), ("32x32", 10)):
+            known = {"dataset": "cifar10", "train": "bn", "image_size": size}
+            pretend(0, accuracy + gain, depth=depth, **known)
+    assert plots.main(["--only", "depths", "--out", "out", "--format", "md"]) == 0
+    rows = Path("out/tables/depths.md").read_text().splitlines()
+    ours = [row.split(" | ")[1:] for row in rows if row.startswith("| ours")]
+    assert [row[0] for row in ours] == ["47.0 (1)", "37.0 (1)"]
+    assert "| Mukherjee 2020, cifar10 |  |  |  | about 68 |  |  |  |" in rows
+    assert "| Frankle et al. 2021, cifar10 | 48 |  |  | 69.5 |  |  | 82 |" in rows
+
+
 def test_a_claims_case_on_two_data_sets_is_two_rows_told_apart():
     for dataset in ("digits", "mnist"):
         for seed in range(3):
