@@ -66,5 +66,11 @@ def mean_and_deviation(accuracies) -> str:
     n = len(accuracies)
     if n == 0:
         return "not run"
-    spread = f" ± {accuracies.std():.1f}" if n > 1 else ""
-    return f"{accuracies.mean():.1f}{spread} ({n})"
+    spread = f" ± {rounded(accuracies.std(), 1)}" if n > 1 else ""
+    return f"{rounded(accuracies.mean(), 1)}{spread} ({n})"
+
+
+def rounded(value: float, digits: int, sign: str = "") -> str:
+    """`value` with so many digits after the point. The order in which a mean is summed moves its
+    last bits, which do not decide between two numbers that are equally near."""
+    return f"{round(value, 9):{sign}.{digits}f}"

@@ -28,6 +28,7 @@ from report.stats import ACCURACY, Mean
 from report.sweeps import (
     NORMS,
     TRAIN,
+    alone_by_depth,
     at_chance,
     beside,
     beside_another,
@@ -41,7 +42,7 @@ from report.sweeps import (
     labelled,
     of_kinds,
     of_users,
-    published,
+    published_alone,
     published_beside,
     random_sweep,
     rank,
@@ -315,9 +316,7 @@ def lines_of_depth(runs: pd.DataFrame) -> list[pd.DataFrame]:
 def depth(runs):
     """γ and β alone against depth, a line for each size of the images, by the longest recipe that
     has several depths, and what else ran as long as the papers' 160 epochs; open, published."""
-    narrow = resnets(usual_start(runs)).query("width == 1 and train == 'bn'")
-    papers = published(runs.dataset.iloc[0]).query("arch == 'resnet' and width == 1")
-    papers = papers[papers.train == "bn"]
+    narrow, papers = alone_by_depth(runs), published_alone(runs.dataset.iloc[0])
     if narrow.depth.nunique() < 2 or (papers.empty and narrow.image_size.nunique() < 2):
         return None
     figure, (axis,) = panel(f"{runs.dataset.iloc[0]}, γ and β alone", "depth (layers)", ACCURACY)

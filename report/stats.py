@@ -13,7 +13,7 @@ from typing import NamedTuple
 import pandas as pd
 from scipy import stats
 
-from harness.summaries import counted
+from harness.summaries import counted, rounded
 
 ACCURACY = "test accuracy (%)"  # as tables and figures call it
 LEVEL = 0.95  # of intervals
@@ -87,12 +87,6 @@ class Difference(NamedTuple):
         if self.pairs > 1:
             text += f" ({signed(self.low, digits)} to {signed(self.high, digits)})"
         return text
-
-
-def rounded(value: float, digits: int, sign: str = "") -> str:
-    """`value` with so many digits after the point. The order in which a mean is summed moves its
-    last bits, which do not decide between two numbers that are equally near."""
-    return f"{round(value, 9):{sign}.{digits}f}"
 
 
 def signed(value: float, digits: int) -> str:

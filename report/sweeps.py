@@ -126,6 +126,11 @@ def resnets(runs: pd.DataFrame) -> pd.DataFrame:
     return runs[(runs.arch == "resnet") & runs.depth.notna() & runs.width.notna()]
 
 
+def alone_by_depth(runs: pd.DataFrame) -> pd.DataFrame:
+    """γ and β alone in ResNets of width 1, which start as the main paper's do."""
+    return resnets(usual_start(runs)).query("width == 1 and train == 'bn'")
+
+
 # ------------------------------------------------------------------------------------------ sweeps
 
 
@@ -445,6 +450,11 @@ def published_beside(run) -> pd.DataFrame:
     papers' have all their pixels."""
     papers = published(run.dataset)
     return papers[:0] if scaled_to(run) else papers
+
+
+def published_alone(dataset: str) -> pd.DataFrame:
+    """The papers' accuracies of γ and β alone in a ResNet of width 1, at each depth."""
+    return published(dataset).query("arch == 'resnet' and width == 1 and train == 'bn'")
 
 
 def published(dataset: str, measure: str = "test_acc") -> pd.DataFrame:

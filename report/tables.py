@@ -46,6 +46,7 @@ from report.stats import (
     validation_accuracy,
 )
 from report.sweeps import (
+    alone_by_depth,
     at_chance,
     at_own_rate,
     beside,
@@ -64,6 +65,7 @@ from report.sweeps import (
     of_kinds,
     of_users,
     published,
+    published_alone,
     published_beside,
     random_sweep,
     rank,
@@ -185,7 +187,7 @@ def accuracy(runs):
         rows, depths = [], {*sweep.depth.dropna(), *papers.depth}
         for label in sorted(set(sweep.label), key=rank):
             trained = sweep[sweep.label == label]
-            ours = {depth: Mean.of(cell) for depth, cell in cells(trained, "depth")}
+            ours = by_depth(trained)
             rows += accuracy_rows(ours, trained=label, source="ours")
             of_label = papers[papers.train == label]
             for source, points in of_label.groupby(of_label.source + ", " + of_label.dataset):
@@ -196,8 +198,7 @@ def accuracy(runs):
                 rows += accuracy_rows(gaps, trained=label, source=f"ours − {source}")
         if not of_users(sweep).all():
             for label, cell in beside(runs, sweep):
-                means = {depth: Mean.of(of_depth) for depth, of_depth in cells(cell, "depth")}
-                rows += accuracy_rows(means, trained=label, source="ours")
+                rows += accuracy_rows(by_depth(cell), trained=label, source="ours")
                 depths |= set(cell.depth.dropna())
         columns = [*map(depth_label, sorted(depths)), depth_label(math.nan)]
         yield Table(title, rows, across="depth", columns=columns)
@@ -208,8 +209,13 @@ def main_first(sweep: pd.DataFrame) -> tuple:
     return sweep.dataset.iloc[0], -sweep.epochs.max(), -len(sweep)
 
 
-def accuracy_rows(by_depth: dict, **row) -> list[dict]:
-    return [row | {"depth": depth_label(d), ACCURACY: value} for d, value in by_depth.items()]
+def by_depth(runs: pd.DataFrame) -> dict[float, Mean]:
+    return {depth: Mean.of(cell) for depth, cell in cells(runs, "depth")}
+
+
+def accuracy_rows(accuracies: dict, **row) -> list[dict]:
+    """Of accuracies by depth, beside what else `row` says."""
+    return [row | {"depth": depth_label(d), ACCURACY: value} for d, value in accuracies.items()]
 
 
 def as_published(points: pd.DataFrame) -> dict:
@@ -223,17 +229,15 @@ def as_published(points: pd.DataFrame) -> dict:
 def depths(runs):
     """γ and β alone by depth: a row for each size of the images and recipe that several depths
     have, beside the published figures."""
-    alone = resnets(usual_start(runs)).query("width == 1 and train == 'bn'")
-    for dataset, of_dataset in alone.groupby("dataset"):
+    for dataset, of_dataset in alone_by_depth(runs).groupby("dataset"):
         rows, shown = [], set()
         for title, sweep in sorted(sweeps(of_dataset, "depth"), key=lambda item: -len(item[1])):
             if sweep.depth.nunique() > 1:
-                means = {depth: Mean.of(cell) for depth, cell in cells(sweep, "depth")}
-                recipe = title.removeprefix(f"{dataset}, ")
+                means, recipe = by_depth(sweep), title.removeprefix(f"{dataset}, ")
                 rows += accuracy_rows(means, source=f"ours, {recipe}")
                 shown |= set(means)
         if rows:
-            papers = published(dataset).query("arch == 'resnet' and width == 1 and train == 'bn'")
+            papers = published_alone(dataset)
             for source, points in papers.groupby(papers.source + ", " + papers.dataset):
                 rows += accuracy_rows(as_published(points), source=source)
             columns = list(map(depth_label, sorted({*shown, *papers.depth})))

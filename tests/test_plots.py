@@ -17,6 +17,7 @@ import scipy.stats
 
 import exp_mlp_lenet
 import plots
+from harness.summaries import mean_and_deviation
 from report import features, figures, registry, runs, stats, sweeps, tables
 from tests.helpers import GRID, HERE, environment, one_line, rows, run, the_csv
 
@@ -491,6 +492,7 @@ def test_the_order_of_a_sum_does_not_decide_how_a_mean_is_rounded():
     exact, summed = 0.75, sum([0.1] * 10) * 0.75
     assert summed < exact
     assert str(stats.Mean(summed, math.nan, 1)) == str(stats.Mean(exact, math.nan, 1)) == "0.8 (1)"
+    assert mean_and_deviation(pd.Series([summed])) == "0.8 (1)"  # as a grid's report has it
 
 
 def difference(*values) -> stats.Difference:
