@@ -51,8 +51,8 @@ from harness.config import ALWAYS, AUGMENTED, NEVER, changed, command, flag, num
 from harness.errors import RunError  # noqa: F401
 from harness.parts import count_parameters  # noqa: F401
 from harness.starting import grid, main, main_of, resolved, run_grid, seed_everything  # noqa: F401
-from harness.summaries import counted, mean_and_deviation, shape_label  # noqa: F401
-from harness.summaries import table_of, tables_of  # noqa: F401
+from harness.summaries import accuracies, counted, mean_and_deviation  # noqa: F401
+from harness.summaries import shape_label, table_of, tables_of  # noqa: F401
 
 # -------------------------------------------------------------------------------------------- seeds
 # Independent streams, new ones last, derive from one seed, all drawn on the CPU: seed 3 gives the

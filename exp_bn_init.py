@@ -222,7 +222,7 @@ def frankle(args):
         print("\ntest accuracy in %, mean ± sample standard deviation (seeds)")
         for (depth, *start), cell in rows.groupby(settings, sort=False, dropna=False):
             named = "{}, {}: γ {}, β {}, weights {}".format(common.shape_label(depth), *start)
-            print(f"  {named:<64}", common.mean_and_deviation(cell.test_acc))
+            print(f"  {named:<64} {common.accuracies(cell)}")
     return code
 
 

@@ -84,9 +84,9 @@ def report(rows):
     for train, of_train in rows.groupby("train"):
         shapes = of_train.groupby(["depth", "width"], sort=False, dropna=False)
         for shape, cell in shapes:
-            accuracy = common.mean_and_deviation(cell.test_acc)
+            accuracy = common.accuracies(cell)
             trained = f"{cell.params_trained.iloc[0]:,} trained"
-            print(f"  {train:<10} {common.shape_label(*shape):<22} {accuracy:<20} {trained}")
+            print(f"  {train:<10} {common.shape_label(*shape):<22} {accuracy} {trained}")
 
 
 def main(argv=None):

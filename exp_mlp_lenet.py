@@ -256,8 +256,8 @@ def compare(args):
 def report(rows):
     print("\ntest accuracy in %, mean ± sample standard deviation (seeds)")
     for (bn, train), cell in rows.groupby(["bn", "train"], sort=False):
-        accuracy, trained = common.mean_and_deviation(cell.test_acc), cell.params_trained.iloc[0]
-        print(f"  BatchNorm {bn:<8} {train:<16} {accuracy:<20} {trained:,} trained")
+        accuracy, trained = common.accuracies(cell), cell.params_trained.iloc[0]
+        print(f"  BatchNorm {bn:<8} {train:<16} {accuracy} {trained:,} trained")
 
 
 def of_shape(args, hidden):

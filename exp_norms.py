@@ -234,16 +234,12 @@ def in_words_of(norm, train):
 
 
 def report(rows):
-    """Accuracies over seeds by depth, what is trained, kind and rate; with a validation split also
-    each kind's accuracy there, by which its rate is to be chosen."""
+    """Accuracies over seeds by depth, what is trained, kind and rate."""
     print("\ntest accuracy in %, mean ± sample standard deviation (seeds)")
     settings = ["depth", "train", "norm", "lr"]
     for (depth, train, norm, rate), cell in rows.groupby(settings, sort=False, dropna=False):
         named = f"{common.shape_label(depth)}, {train}, {norm}, rate {rate:g}"
-        chosen = ""
-        if cell.val_acc.notna().all():
-            chosen = f"validation {cell.val_acc.mean():.1f}"
-        print(f"  {named:<48} {common.mean_and_deviation(cell.test_acc):<20} {chosen}")
+        print(f"  {named:<48} {common.accuracies(cell)}")
 
 
 def main(argv=None):

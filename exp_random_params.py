@@ -73,7 +73,7 @@ def report(rows, trains):
             cell = network[network.train == train]
             by_seed[train] = cell.set_index("seed").test_acc
             trained = f"{cell.params_trained.iloc[0]:,} trained" if len(cell) else ""
-            print(f"  {train:<20} {common.mean_and_deviation(cell.test_acc):<20} {trained}")
+            print(f"  {train:<20} {common.accuracies(cell)} {trained}")
         bn, *others = trains
         gains = {train: (by_seed[train] - by_seed[bn]).mean() for train in others}
         if all(map(math.isnan, gains.values())):  # no seed has both

@@ -70,6 +70,15 @@ def mean_and_deviation(accuracies) -> str:
     return f"{rounded(accuracies.mean(), 1)}{spread} ({n})"
 
 
+def accuracies(rows) -> str:
+    """The test accuracy of a pandas table's runs, as `mean_and_deviation`, and where all of them
+    have a validation split the mean accuracy there, by which a setting is to be chosen."""
+    told = f"{mean_and_deviation(rows.test_acc):<18}"
+    if len(rows) and rows.val_acc.notna().all():
+        return f"{told} (validation {rounded(rows.val_acc.mean(), 1)})"
+    return told
+
+
 def rounded(value: float, digits: int, sign: str = "") -> str:
     """`value` with so many digits after the point. The order in which a mean is summed moves its
     last bits, which do not decide between two numbers that are equally near."""

@@ -33,6 +33,8 @@ def summarise(outcome: Outcome, args: Settings) -> None:
         f"({100 * trained / total:.2f} %)"
     )
     print(f"  test accuracy  {accuracy:.2f} % after epoch {len(rows)} (chance: {chance:.2f} %)")
+    if last["val_acc"] != "":
+        print(f"  validation     {float(last['val_acc']):.2f} %")
     print(f"  records        {outcome.csv}")
     if not outcome.finished:
         flags = (("--force", args.force), ("--no-resume", args.no_resume))

@@ -232,6 +232,29 @@ def test_a_grid_says_what_each_run_reached_and_which_another_makes(capsys):
     assert f"{made.stem}: {float(rows(made)[-1]['test_acc']):.2f} %" in out
 
 
+WITH_VALIDATION = {
+    "exp_bn_only.py": "--depth 8",
+    "exp_depth_width.py": "--grid --depths 8 --widths 1",
+    "exp_random_params.py": "--depths 8 --per-channel 2",
+    "exp_bn_init.py": "frankle --depths 8",
+    "exp_norms.py": "--norm none --depths 8",
+    "exp_mlp_lenet.py": "--hidden 8 --bn before",
+}
+
+
+@pytest.mark.parametrize("script", WITH_VALIDATION)
+def test_a_report_tells_the_accuracy_by_which_a_rate_is_chosen(script, capsys):
+    module = importlib.import_module(script.removesuffix(".py"))
+    words = "--dataset digits --subset 150 --epochs 1 --precision fp32 --device cpu".split()
+    words = [*WITH_VALIDATION[script].split(), *words]
+    assert module.main([*words, "--val-fraction", "0.2"]) == 0
+    made = {f"{float(rows(path)[-1]['val_acc']):.1f}" for path in Path("results").rglob("*.csv")}
+    told = re.findall(r"validation +(\d+\.\d+)", capsys.readouterr().out)
+    assert {f"{float(number):.1f}" for number in told} == made and made
+    assert module.main(words) == 0
+    assert "validation" not in capsys.readouterr().out
+
+
 def test_a_grid_tells_the_time_left_from_the_first_epoch_on(capsys, monkeypatch):
     """And goes by the epochs made here: of the second run six in ten were there."""
     monkeypatch.setattr(progress, "how_often", lambda: 0)
