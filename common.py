@@ -31,7 +31,7 @@ from harness.checks import as_logits, check_recipe, cross_entropy, explained, ma
 from harness.config import Noting, Settings, constant
 from harness.dataset import TORCHVISION, Data, checked, digest_of, load_torchvision, make_splits
 from harness.dataset import on_device, resize, split_batches
-from harness.entries import put_random_entries
+from harness.entries import put_random_entries, put_weight
 from harness.errors import UserError
 from harness.estimate import print_plan
 from harness.norms import crashes_without_input_gradient
@@ -41,7 +41,8 @@ from harness.processes import first_goes_first, share
 from harness.progress import progress_bar, tell
 from harness.recording import Recorder, as_trained, finished_before, machine_columns
 from harness.recording import network_columns, own_measures
-from harness.runs import Outcome, Plan, Run, dataset_name, is_finite, name_run, out_of_time
+from harness.runs import Outcome, Plan, Run, check_before, dataset_name, is_finite, name_run, note
+from harness.runs import out_of_time
 from harness.speed import exact_weights, frozen_in
 from harness.telling import summarise, warn_of_unused
 from harness.zoo import imagenet_resnet, vgg
@@ -304,7 +305,7 @@ def initialise(model, seed: int, gamma_init: str, beta_init: str, weight_init: s
             weight = layer.weight  # of a parametrised layer what it is computed to be
             WEIGHT_INITS[weight_init](weight, weights)
             if parametrize.is_parametrized(layer, "weight"):
-                layer.weight = weight
+                put_weight(layer, weight)
             if layer.bias is not None:
                 bound = 1 / math.sqrt(layer.weight[0].numel())
                 layer.bias.uniform_(-bound, bound, generator=weights)
@@ -470,10 +471,13 @@ def forward(model: nn.Module, x: torch.Tensor, args: Settings) -> torch.Tensor:
         return as_logits(model(x))
 
 
-def arithmetic(model: nn.Module, args: Settings, size: tuple[int, ...]):
+def arithmetic(model: nn.Module, args: Settings, size: tuple[int, ...], step=None):
     """A context in which `forward`, of images of this `size`, is faster and the same to rounding:
     on one thread of a CPU in oneDNN's layout, which gains little where images are small; else with
-    frozen weights cast once, but for a network of one's own, of which we do not know the types."""
+    frozen weights cast once, but for a network of one's own, of which we do not know the types. A
+    `step` of one's own may do with weights and gradients what neither knows: all stays exact."""
+    if step:
+        return nullcontext()
     dtype = torch.bfloat16 if args.precision == "bf16" else torch.float32
     here = onednn.here(args, torch.get_num_threads())
     if here and not speed.are_small(size) and onednn.suits(model, ResNet, Block):
@@ -526,11 +530,12 @@ def fit(model, data: Data, args: Settings, recipe=recipe, also=None, step=None) 
     check_recipe(model, made)
     asked, args = args, as_trained(model, data, args, made, noted.read)
     name = name_run(args, data.name)
+    check_before(args, name.run)
     if args.dry_run:
         seconds = 0.0
         if processes.first():
             one = partial(step or train_step, optimizer=made.optimizer, args=args)
-            with processes.alone(), arithmetic(model, args, data.size):
+            with processes.alone(), arithmetic(model, args, data.size, step):
                 seconds = print_plan(model, data, args, name.run, one, evaluate)
         planned = Plan(seconds, args, data.name)
         return processes.from_first(Outcome(Path(), [], args.epochs, plan=planned))
@@ -541,7 +546,7 @@ def fit(model, data: Data, args: Settings, recipe=recipe, also=None, step=None) 
         again = finished_before(run, model, data)
         if not again:
             train(model, data, args, made, run, also, step)
-        outcome = processes.from_first(run and run.outcome(again))
+        outcome = note(processes.from_first(run and run.outcome(again)), args)
     if processes.first():
         summarise(outcome, args)
     return outcome
@@ -559,9 +564,9 @@ def train(model, data, args, made: Recipe, run: Run | None, also=None, step=None
     sizes = [len(batch) for batch in split_batches(order, args.batch_size)]
     n, unit = len(sizes), " batches"
     bar = progress_bar(total=args.epochs * n, initial=done * n, unit=unit, disable=args.quiet)
-    exact = exact_weights(model) if step else nullcontext()  # whatever a script does with them
     made_fast = speed.training_step(step or train_step, model, args)
-    with bar, arithmetic(model, args, data.size), exact, closing(recorder), made_fast as step:
+    fast = arithmetic(model, args, data.size, step)
+    with bar, fast, closing(recorder), made_fast as step:
         for epoch in range(done + 1, args.epochs + 1):
             bar.set_description(f"epoch {epoch}/{args.epochs}", refresh=False)
             began = time.perf_counter()

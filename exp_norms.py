@@ -133,7 +133,7 @@ def build(args, data):
 
 def with_norm(model, norm):
     """The network with the normalisation `norm` in the place of every BatchNorm, and its γ and β.
-    Raises UserError for groups that do not fit."""
+    Raises UserError for groups that do not fit, and for a γ or a β that is not of each channel."""
     if norm == "bn":
         return model
     for name, bn in common.norms(model).items():
@@ -146,6 +146,10 @@ def with_norm(model, norm):
             other = GroupNorm(groups, channels)
         else:
             other = KINDS[norm](channels)
+        own = getattr(other, "weight", None), getattr(other, "bias", None)
+        if any(getattr(parameter, "shape", ()) != (channels,) for parameter in own):
+            instead = "let it have a weight and a bias of each, as ScaleShift(channels) has"
+            raise UserError(f"--norm {norm}: its γ and β are not of {channels} channels: {instead}")
         other = other.to(bn.weight.device)
         other.weight, other.bias = bn.weight, bn.bias
         model.set_submodule(name, other)

@@ -137,7 +137,10 @@ def put_in(model: nn.Module, content: dict, train: str) -> None:
     try:
         checkpoints.restore(model, content)
     except Damaged as error:
-        hint = "the script has changed since, or lacks a function build(args, data) for its network"
+        hint = (
+            "the script has changed since, has trained them in an earlier fit, or lacks a function "
+        )
+        hint += "build(args, data) for its network"
         raise Damaged(f"{error} ({hint})") from None
 
 

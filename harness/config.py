@@ -360,7 +360,7 @@ class Settings:
     process: Process = dataclasses.field(default_factory=Process)
     varied: dict[str, list] = dataclasses.field(default_factory=dict)  # what a grid's lists hold
     given: dict[str, Any] = dataclasses.field(default_factory=dict)  # what the command line said
-    fitted: set[str] | None = None  # names of the runs that one call of run(args) has made
+    fitted: list | None = None  # outcomes of the runs that one call of run(args) has made
 
     def but(self, **settings) -> Settings:
         """A copy with other `settings`, of which NumPy's numbers become Python's."""

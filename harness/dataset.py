@@ -153,7 +153,12 @@ def on_device(arrays: dict[str, np.ndarray], device) -> dict[str, torch.Tensor]:
 
 def make_splits(images: dict, labels: dict, args: Settings) -> dict:
     """Makes the subset and the validation split that `args` asks for and, where there is none, a
-    test split. Returns the settings of these."""
+    test split. Returns the settings of these. Raises UserError where images are not of one size."""
+    sizes = {split: "x".join(map(str, x.shape[1:])) for split, x in images.items()}
+    for split, size in sizes.items():
+        if size != sizes["train"]:
+            right = f"give them height, width and channels as train's: {sizes['train']}"
+            raise UserError(f"there are {split} images of {size}: {right}")
     n = len(labels["train"])
     if "test" not in labels:
         hold_out(images, labels, n - round(n / 5), "a test split of 20 %", "test")

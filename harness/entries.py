@@ -58,3 +58,13 @@ def put_random_entries(layers, per_channel: str, draw: torch.Generator) -> None:
         index = order[:, :k].sort(1).values.to(layer.weight.device)
         chosen = RandomEntries(layer.weight, index, per_channel)
         parametrize.register_parametrization(layer, "weight", chosen)
+
+
+def put_weight(layer: nn.Module, weight: torch.Tensor) -> None:
+    """Gives a layer, whose weight is computed, that weight. What has no inverse, as LoRA's sum with
+    a product that starts at zero, starts from it."""
+    computed = layer.parametrizations.weight
+    if all(hasattr(step, "right_inverse") for step in computed):
+        layer.weight = weight
+    else:
+        computed.original.copy_(weight)

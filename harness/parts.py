@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 
 import torch
 from torch import nn
+from torch.nn.utils import parametrize
 
 from harness.entries import RandomEntries
 from harness.errors import UserError
@@ -195,15 +196,17 @@ def check_name(called: str) -> None:
 
 def note_start(model: nn.Module) -> None:
     """Notes on every parameter that starts as --weight-init, --gamma-init or --beta-init say which
-    of these it is, and how it has started: `redrawn` looks whether it still is so."""
+    of these it is, and how it has started: `redrawn` looks whether it still is so. A layer whose
+    weight has another name starts as its constructor draws it: of that, nothing is noted."""
     for _, module, parameter in owned(model):
+        named = parametrize.is_parametrized(module, "weight") or module._parameters.get("weight")
         if isinstance(module, NORMS):
             setting = "beta_init" if parameter is getattr(module, "bias", None) else "gamma_init"
         elif isinstance(module, LAYERS):
             setting = "weight_init"
         else:
             continue
-        parameter.started = setting, digest_of_values(parameter)
+        parameter.started = setting, digest_of_values(parameter) if named is not None else None
 
 
 def redrawn(model: nn.Module) -> set[str]:

@@ -163,13 +163,16 @@ def true_network(model: nn.Module, args: Settings) -> dict:
 
 
 def own_starts(model: nn.Module, args: Settings) -> dict:
-    """What a copied script has drawn over since `build_model`, as `own`. (Of our own scripts the
-    names say what they are: Davis and Frank's linear layers start otherwise than convolutions.)"""
+    """What a copied script has drawn over since `build_model`, as `own`, or `own+ones` where what
+    it has not drawn over may start as given. (Of our own scripts the names say what they are: Davis
+    and Frank's linear layers start otherwise than convolutions.)"""
     if not args.process.source:
         return {}
     found = redrawn(model)
     origin(model).flags |= {setting: getattr(args, setting) for setting in found}
-    return dict.fromkeys(found, "own")
+    asked = {setting: getattr(args, setting) for setting in found}
+    usual = {setting: getattr(Settings, setting) for setting in found}
+    return {key: "own" if asked[key] == usual[key] else f"own+{asked[key]}" for key in found}
 
 
 def true_recipe(args: Settings, made, read: dict) -> dict:

@@ -220,7 +220,6 @@ class Run:
         self.rows: list[dict] = []
 
     def __enter__(self) -> Run:
-        self.note_once()
         self.lock = FileLock(self.csv.with_name(f".{self.name}.lock"), timeout=0)
         folders = (self.csv.parent, self.checkpoint.parent)
         folder, new = self.csv.parent, []
@@ -267,17 +266,6 @@ class Run:
         # while it is held: whoever opened it looks again
         Path(self.lock.lock_file).unlink(missing_ok=True)
         self.lock.release()
-
-    def note_once(self) -> None:
-        """Raises UserError where the same call of a script's run(args) has made this run before:
-        the second would be taken for the first, which is finished."""
-        fitted = self.args.fitted
-        if fitted is None:  # in a notebook, say
-            return
-        if self.name in fitted:
-            instead = "give what differs between them a flag, which is in the name"
-            raise UserError(f"this script calls fit twice for {self.name}: {instead}")
-        fitted.add(self.name)
 
     def made_since_the_start(self) -> bool:
         """Whether another process has written the records since this one began: of several that
@@ -419,6 +407,33 @@ class Outcome(NamedTuple):
     def code(self) -> int:
         """The process's exit code."""
         return int(self.diverged)
+
+
+class Stopped(Exception):
+    """A script's second fit, on what the first has left unfinished; `outcome`: the first's."""
+
+    def __init__(self, outcome: Outcome):
+        super().__init__(f"{outcome.csv.stem} is not finished")
+        self.outcome = outcome
+
+
+def check_before(args: Settings, name: str) -> None:
+    """Looks at what the same call of a script's run(args) has made before the run `name`. Raises
+    UserError where that is this run itself, which would be taken for finished; Stopped where it
+    has diverged or the time was over, and nothing can stand on it."""
+    for outcome in args.fitted or ():  # None: in a notebook, say
+        if outcome.csv.stem == name:
+            instead = "give what differs between them a flag, which is in the name"
+            raise UserError(f"this script calls fit twice for {name}: {instead}")
+        if not outcome.finished:
+            raise Stopped(outcome)
+
+
+def note(outcome: Outcome, args: Settings) -> Outcome:
+    """The outcome, which `check_before` is to see."""
+    if args.fitted is not None:
+        args.fitted.append(outcome)
+    return outcome
 
 
 # -------------------------------------------------------------------------------------------- grids

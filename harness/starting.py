@@ -16,7 +16,7 @@ from harness import processes, runs, speed
 from harness.config import AUGMENTED, SHARED, Process, Settings, flags, parse
 from harness.errors import NothingToShow, Parser, UserError, guarded
 from harness.parts import spelling
-from harness.runs import ADDED, COLUMNS, Outcome
+from harness.runs import ADDED, COLUMNS, Outcome, Stopped
 from harness.source import script_of
 from harness.summaries import counted
 from harness.zoo import DEPTHS, check_depth
@@ -184,7 +184,10 @@ def seeded(run):
 
     def work(args: Settings) -> Outcome:
         seed_everything(args.seed)
-        outcome = run(args.but(fitted=set()))
+        try:
+            outcome = run(args.but(fitted=[]))
+        except Stopped as stopped:
+            return stopped.outcome
         if not isinstance(outcome, Outcome):
             raise UserError("run(args) has to end with: return common.fit(…)")
         return outcome

@@ -1,9 +1,11 @@
 """What a script changes while it trains, or before: the run goes on to the same digits and its
 record is true, or the script is told what would be right."""
 
+from functools import partial
 from pathlib import Path
 from types import MethodType
 
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
@@ -14,7 +16,8 @@ import predict
 from harness import onednn
 from harness.errors import UserError
 from harness.parts import redrawn, words
-from tests.helpers import arguments, forked, rows, the_csv
+from harness.speed import has_bf16
+from tests.helpers import Forked, arguments, forked, rows, the_csv
 from tests.test_copies import BUILT, SMALL, made, script
 
 
@@ -48,6 +51,8 @@ def smooth(model, x, y, optimizer, args, loss_scale=1):
 
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
 def test_a_step_of_ones_own_has_another_loss_and_exact_weights(precision):
+    if precision == "bf16" and not has_bf16(torch.device("cpu")):
+        pytest.skip("this processor has no bf16")
     (usual,) = fitted(arguments("--epochs", 1, "--precision", precision))
     (other,) = fitted(arguments("--epochs", 1, "--precision", precision, "--force"), step=smooth)
     assert other["train_loss"] != usual["train_loss"]
@@ -307,3 +312,97 @@ def test_a_layer_with_a_method_of_its_own_calculates_as_it_says():
 def test_the_biases_of_a_recurrent_layer_are_biases():
     model = nn.ModuleDict({"rnn": nn.LSTM(4, 4), "output": nn.Linear(4, 2)})
     assert words(model)["bias"] == {"rnn.bias_ih_l0", "rnn.bias_hh_l0", "output.bias"}
+
+
+SCALAR = """
+class Scalar(nn.BatchNorm2d):
+    def __init__(self, channels):
+        super().__init__(channels, affine=False)
+        self.scale = nn.Parameter(torch.ones(1))
+
+    def forward(self, x):
+        return self.scale * super().forward(x)
+"""
+
+
+def test_a_norm_whose_scale_has_a_name_of_its_own_starts_as_its_own():
+    network = """
+def network(args, size, classes):
+    return nn.Sequential(
+        nn.Conv2d(size[2], 8, 3), Scalar(8), nn.ReLU(), nn.Flatten(), nn.Linear(288, classes))
+
+def build(args, data):
+    return common.build_model(args, data, network)
+"""
+    script("scalar", SCALAR + network + BUILT)
+    (row,) = made("scalar", "--epochs", 1)
+    assert (row["gamma_init"], row["params_trained"]) == ("own", "1")
+
+
+def test_a_kind_of_normalisation_without_gamma_and_beta_for_each_channel_is_refused():
+    text = Path(common.__file__).with_name("exp_norms.py").read_text()
+    before, main, after = text.partition("def kind(text)")
+    Path("exp_kinds.py").write_text(f"{before}{SCALAR}\n\nKINDS['one'] = Scalar\n\n\n{main}{after}")
+    process = Forked("exp_kinds.py", *SMALL, "--depth", 8, "--norm", "one", "--epochs", 1)
+    assert process.wait() == 2
+    assert process.err.count("\n") == 1 and "--norm one: its γ and β" in process.err
+
+
+def test_runs_of_other_starts_stay_apart_where_a_script_has_drawn_over_some():
+    script("some", DRAWN_OVER.replace("DRAW", "model.bn.weight.fill_(2)") + BUILT)
+    for start in ("uniform", "ones"):
+        forked("exp_some.py", *SMALL, "--epochs", 1, "--gamma-init", start)
+    found = [rows(path)[0]["gamma_init"] for path in Path("results/some").glob("*[0-9a-f].csv")]
+    assert sorted(found) == ["own", "own+ones"]
+
+
+def test_a_weight_that_is_computed_without_an_inverse_starts_from_what_it_is_computed_of():
+    """As LoRA's, which adds a product of two small matrices that is zero at the start."""
+
+    class LoRA(nn.Module):
+        def __init__(self, rows, columns):
+            super().__init__()
+            self.a, self.b = (
+                nn.Parameter(torch.randn(2, columns)),
+                nn.Parameter(torch.zeros(rows, 2)),
+            )
+
+        def forward(self, weight):
+            return weight + self.b @ self.a
+
+    def network(args, size, classes, lora=True):
+        layer = nn.Linear(64, classes)
+        if lora:
+            nn.utils.parametrize.register_parametrization(layer, "weight", LoRA(classes, 64))
+        return nn.Sequential(nn.Flatten(), layer)
+
+    args = arguments()
+    data = common.load_data(args)
+    usual = common.build_model(args, data, partial(network, lora=False))
+    assert common.build_model(args, data, network)[1].weight.equal(usual[1].weight)
+
+
+def test_images_of_one_size_are_asked_for_in_all_splits():
+    images = {"train": np.zeros((20, 8, 8, 1), np.uint8), "test": np.zeros((9, 8, 8, 3), np.uint8)}
+    labels = {split: np.arange(len(x)) % 2 for split, x in images.items()}
+    with pytest.raises(UserError, match="test images of 8x8x3: .* as train's: 8x8x1"):
+        common.make_data(arguments(), "mixed", images, labels)
+
+
+def penalty(model, x, y, optimizer, args, loss_scale=1):
+    """A step that differentiates a gradient, with BatchNorm's statistics held."""
+    for layer in common.norms(model).values():
+        layer.eval()
+    x.requires_grad_(True)
+    logits = common.forward(model, x, args)
+    loss = F.cross_entropy(logits, y)
+    (slope,) = torch.autograd.grad(loss, x, create_graph=True)
+    (loss + slope.square().sum()).backward()
+    optimizer.step()
+    optimizer.zero_grad()
+    return common.tally(logits.detach(), loss.detach(), y)
+
+
+def test_a_step_of_ones_own_may_do_what_onednn_cannot():
+    args = arguments("--image-size", 16, "--epochs", 1)
+    assert len(fitted(args, step=penalty)) == 1
