@@ -190,6 +190,7 @@ def test_random_entries_overtake_on_the_seeds_that_both_have(capsys):
             "train": ["bn", "bn", "random:2", "random:4"],
             "seed": [0, 1, 1, 1],
             "test_acc": [60.0, 80.0, 75.0, 81.0],
+            "val_acc": np.nan,
             "params_trained": 1120,
         }
     )
