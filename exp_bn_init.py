@@ -22,6 +22,8 @@ from common import ALWAYS, NEVER, changed, flag
 import torch
 from torch import nn
 
+from harness.config import start
+
 BASELINE = {"bn_weight": 1.0, "c": 1.0, "input_norm": "dataset"}
 CIFAR10 = (0.4916, 0.4823, 0.4467), (0.2472, 0.2437, 0.2618)  # the authors' mean and deviation
 NETWORKS = "resnet18 resnet34 resnet50 resnet101 resnet152 cifar_resnet14 cifar_resnet32".split()
@@ -156,8 +158,10 @@ def davis_frank(args):
     lists = [args.varied[key] for key in BASELINE]
     asked = [dict(zip(BASELINE, values, strict=True)) for values in itertools.product(*lists)]
     for setting in [BASELINE, *(setting for setting in asked if setting != BASELINE)]:
-        start = setting["bn_weight"] if setting["bn_weight"] > 0 else 1
-        runs += common.grid(args.but(**setting, gamma_init=f"constant:{start:g}"), seed=seeds)
+        gamma = setting["bn_weight"] if setting["bn_weight"] > 0 else 1
+        runs += common.grid(
+            args.but(**setting, gamma_init=start()(f"constant:{gamma}")), seed=seeds
+        )
     code, outcomes = common.run_grid(runs, run_davis_frank)
     report_davis_frank(common.table_of(outcomes, best_by_validation))
     return code
@@ -220,8 +224,8 @@ def frankle(args):
     settings = ["depth", "train", "gamma_init", "beta_init", "weight_init"]
     for rows in common.tables_of(outcomes, args, *settings):
         print("\ntest accuracy in %, mean ± sample standard deviation (seeds)")
-        for (depth, *start), cell in rows.groupby(settings, sort=False, dropna=False):
-            named = "{}, {}: γ {}, β {}, weights {}".format(common.shape_label(depth), *start)
+        for (depth, *starts), cell in rows.groupby(settings, sort=False, dropna=False):
+            named = "{}, {}: γ {}, β {}, weights {}".format(common.shape_label(depth), *starts)
             print(f"  {named:<64} {common.accuracies(cell)}")
     return code
 

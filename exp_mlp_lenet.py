@@ -238,19 +238,27 @@ def compare(args):
     args = of_shape(args, list(itertools.chain.from_iterable(args.hidden)))
     if args.tune:
         return tune(args)
-    runs, places = [], args.varied["bn"]
-    for bn, train in itertools.product(places, args.varied["train"]):
-        words = {word.removeprefix("all-") for word in train.split("+")}
-        of_norm = {"bn", "norm", "gamma", "beta"} & words
-        if bn == "none" and of_norm and len(places) > 1:
-            note = f"note: without BatchNorm there is no γ: no --bn none --train {train}"
-            print(note, file=sys.stderr)
-            continue
+    runs, pairs = [], list(places_and_words(args))
+    args = args.but(varied=args.varied | {"bn": list(dict(pairs))})
+    for bn, train in pairs:
         runs += common.grid(args, bn=[bn], train=[train], seed=args.varied["seed"])
     code, outcomes = common.run_grid(runs, run)
     for rows in common.tables_of(outcomes, args, "bn", "train"):
         report(rows)
     return code
+
+
+def places_and_words(args):
+    """BatchNorm's places and what is trained, but for γ and β where other places than none have
+    them."""
+    places = args.varied["bn"]
+    for bn, train in itertools.product(places, args.varied["train"]):
+        words = {word.removeprefix("all-") for word in train.split("+")}
+        if bn == "none" and len(places) > 1 and words & {"bn", "norm", "gamma", "beta"}:
+            note = f"note: without BatchNorm there is no γ: no --bn none --train {train}"
+            print(note, file=sys.stderr)
+        else:
+            yield bn, train
 
 
 def report(rows):

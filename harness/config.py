@@ -109,7 +109,7 @@ def number(kind, low: float, high: float = math.inf, *, above=False, below=False
             value = kind(text)
         except ValueError:
             value = math.nan
-        outside = not low <= value <= high or not math.isfinite(value)
+        outside = not low <= value <= high or abs(value) > sys.float_info.max
         if outside or (above and value == low) or (below and value == high):
             raise argparse.ArgumentTypeError(f"{text!r} is not {what}")
         return value
@@ -363,10 +363,15 @@ class Settings:
     fitted: list | None = None  # outcomes of the runs that one call of run(args) has made
 
     def but(self, **settings) -> Settings:
-        """A copy with other `settings`, of which NumPy's numbers become Python's."""
+        """A copy with other `settings`. NumPy's numbers become Python's, and whole ones a fraction
+        where the setting is one: 1 and 1.0 would be two runs."""
+        kinds = {field.name: str(field.type) for field in dataclasses.fields(self)}
         for name, value in settings.items():
             if isinstance(value, np.generic):
-                settings[name] = value.item()
+                settings[name] = value = value.item()
+            kind = kinds.get(name, "")
+            if type(value) is int and "float" in kind and "int" not in kind:
+                settings[name] = float(value)
         return dataclasses.replace(self, **settings)
 
 

@@ -71,7 +71,8 @@ def read_checkpoint(path: Path) -> dict:
     import torch
 
     try:
-        content = torch.load(io.BytesIO(payload), weights_only=True)
+        # on a GPU or not, whatever trained it: its optimizer takes its moments to where it is
+        content = torch.load(io.BytesIO(payload), map_location="cpu", weights_only=True)
     except Exception as error:  # the unpickler's kinds are many
         raise Damaged(f"PyTorch refuses it ({str(error).splitlines()[0]})") from None
     if not isinstance(content, dict):

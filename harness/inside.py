@@ -8,7 +8,7 @@ from collections import Counter
 import torch
 from torch import nn
 
-from harness.parts import is_shortcut
+from harness.parts import LAYERS, is_shortcut
 
 CHANNELS = "layer channel gamma beta gamma_init beta_init running_mean running_var active".split()
 PRUNING = "threshold zeroed gammas test_loss test_acc".split()
@@ -63,7 +63,7 @@ def activity(model: nn.Module, norms: dict[str, nn.Module], evaluate) -> dict:
             continue
         if name in norms:
             hooks.append(layer.register_forward_hook(remember(name)))
-        elif isinstance(layer, (nn.Conv2d, nn.Linear)):
+        elif isinstance(layer, LAYERS):
             hooks.append(layer.register_forward_hook(forget))
         elif isinstance(layer, nn.ReLU):
             hooks.append(layer.register_forward_hook(count))

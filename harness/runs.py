@@ -25,16 +25,8 @@ from typing import NamedTuple
 from filelock import FileLock, Timeout
 
 from harness.config import SHARED, Settings, flags, recorded, unsaid
-from harness.errors import (
-    Damaged,
-    Locked,
-    OtherData,
-    UserError,
-    cannot_write,
-    in_one_line,
-    printable,
-)
-from harness.errors import damaged_if_malformed, warn
+from harness.errors import Damaged, Locked, OtherData, UserError, cannot_write
+from harness.errors import damaged_if_malformed, in_one_line, printable, warn
 from harness.files import read_checkpoint, replacing, write_checkpoint, write_table
 from harness.summaries import counted, duration
 
@@ -404,6 +396,11 @@ class Outcome(NamedTuple):
         return have_diverged(self.rows)
 
     @property
+    def is_over(self) -> bool:
+        """Not stopped by the time limit."""
+        return self.finished or self.diverged
+
+    @property
     def code(self) -> int:
         """The process's exit code."""
         return int(self.diverged)
@@ -555,8 +552,12 @@ def make(left: list[Member], total: int, run) -> list[str]:
 
     failed, locked, quiet = [], [], not left or left[0].args.quiet
     with grid_bar(total=total, initial=total - len(left), disable=quiet) as bar:
-        for member in itertools.chain(left, locked):  # those that were locked get a second look
+        # those that were locked get a second look
+        for number, member in enumerate(itertools.chain(left, locked)):
             args, told = member.args, told_in_a_grid(member)
+            if number and out_of_time(args):
+                print(f"stopped at the time limit: {goes_on(args)}")
+                break
             bar.set_description_str(told)
             try:
                 outcome = member.there = run(args.but(quiet=True))
@@ -574,8 +575,8 @@ def make(left: list[Member], total: int, run) -> list[str]:
                 if line is None:
                     raise
                 failed.append(printable(f"{member.name().run} ({line})"))
-            if out_of_time(args) and member is not left[-1]:
-                print("stopped at the time limit: the same command goes on from here")
+            if member.there and not member.there.is_over:
+                print(f"stopped at the time limit: {goes_on(args)}")
                 break
             bar.end_run()
     return failed
@@ -588,6 +589,13 @@ def told_in_a_grid(member: Member) -> str:
     told = ", ".join(f"{key} {getattr(args, key)}" for key in varied)
     name = member.name().run
     return f"{name} ({told})" if told else name
+
+
+def goes_on(args: Settings) -> str:
+    """What is to be said where a run is not finished."""
+    flags = (("--force", args.force), ("--no-resume", args.no_resume))
+    given = " and ".join(name for name, is_given in flags if is_given)
+    return f"the same command{f' without {given}' if given else ''} goes on from here"
 
 
 def out_of_time(args: Settings) -> bool:

@@ -10,7 +10,7 @@ from torch import nn
 from harness.config import Settings
 from harness.errors import warn
 from harness.parts import origin
-from harness.runs import Outcome, Run
+from harness.runs import Outcome, Run, goes_on
 
 
 def summarise(outcome: Outcome, args: Settings) -> None:
@@ -37,13 +37,7 @@ def summarise(outcome: Outcome, args: Settings) -> None:
         print(f"  validation     {float(last['val_acc']):.2f} %")
     print(f"  records        {outcome.csv}")
     if not outcome.finished:
-        flags = (("--force", args.force), ("--no-resume", args.no_resume))
-        given = " and ".join(name for name, is_given in flags if is_given)
-        without = f" without {given}" if given else ""
-        print(
-            f"  not finished   {len(rows)} of {epochs} epochs: "
-            f"the same command{without} goes on from here"
-        )
+        print(f"  not finished   {len(rows)} of {epochs} epochs: {goes_on(args)}")
 
 
 OF_NETWORKS = "arch depth width".split()

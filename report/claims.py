@@ -143,7 +143,9 @@ class Finding(NamedTuple):
 @table("exp_bn_only.py --dataset digits", source="diverged")
 def claims(runs):
     """A verdict on each claim and case, by data set, corrected within a claim, its second part (b)
-    with it, for the number of its cases that have three seeds or more (Holm). Five seeds are asked
+    with it, for the number of its cases that have three seeds or more and can be judged so (Holm):
+    shorter runs cannot say what training at full length ends at, nor a pair of depths that shows a
+    claim wrong alone that it is right. Five seeds are asked
     for, ten for claims 6 and 8. Claim 8 is judged by its authors' one-sided test at 5 %, all others
     by the interval. Where several recipes have the runs, one of so many seeds speaks, else one of
     three or more; of several the longest, then that nearest the main paper's. For claims 4, 5 and

@@ -342,14 +342,14 @@ def at_chance(runs: pd.DataFrame) -> pd.DataFrame:
 def best_rates(runs: pd.DataFrame) -> dict[tuple, dict[float, float]]:
     """The learning rate of each method whose accuracy on a validation split, the mean over seeds,
     is the best, by how many epochs it was tried for; where several were, of the shallowest
-    network."""
+    network. Of equally good ones it is the smallest: the last bits of a mean decide nothing."""
     trials = runs[(runs.val_fraction > 0) & runs.val_acc.notna()]
     chosen: dict[tuple, dict[float, float]] = {}
     for (method, epochs), tried in trials.groupby([methods(trials), "epochs"]):
         shallowest = tried[tried.depth == tried.depth.min()]
         accuracies = shallowest.groupby("lr").val_acc.mean()
         if len(accuracies) > 1:
-            chosen.setdefault(method, {})[epochs] = accuracies.idxmax()
+            chosen.setdefault(method, {})[epochs] = accuracies.round(9).idxmax()
     return chosen
 
 
@@ -381,7 +381,7 @@ def beside_another(kinds: pd.DataFrame) -> pd.DataFrame:
 
 
 def kinds_at_own_rate(runs: pd.DataFrame) -> pd.DataFrame:
-    """`of_kinds`, each at its best of the same rates."""
+    """`of_kinds`, each at its best rate, by `by_equal_choice`."""
     return at_own_rate(by_equal_choice(of_kinds(runs)))
 
 
